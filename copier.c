@@ -12,116 +12,97 @@
  *    command again. Each origin chunk is named at most once for that.
  * M4 Nothing is written before the whole table was verified and all memory
  *    allocated.
- * M5 Data chunks of the store are never written.
+ * M5 Data chunks of the store are never written; they are discarded, if at all,
+ *    once their exceptions are durably gone.
  * M6 A failed sync is final: nothing is cleared, nothing is tried again.
  * M7 The origin overlaid with the exceptions that are left always reads as the
  *    full snapshot.
  *
  * The table is merged from its end in batches. A batch is a suffix of the
- * table, cut into slices that fit a worker's buffer. Each worker takes the
- * next slice, reads its chunks in the order in which they lie in the COW,
- * waits until the slice's batch has its turn, and writes them in the order of
- * the origin. So one batch is read while another is written and synced, and
- * between two commits only slices of one batch reach the origin. The thread
- * that called commits: it syncs the origin (M1), clears the batch (M2), and
- * syncs the COW. A chunk too large for a buffer travels in pieces, one slice
- * each.
+ * table and takes up to three passes, each finished before the next begins:
+ * what is about to be overwritten is saved in the undo store, the COW's data
+ * are copied, the result is read back. Then the batch is committed: cleared
+ * (M2), together with the record of the merge under the same sync. While one
+ * batch is written and synced, the engine reads ahead for the next.
+ *
+ * An undo store is appended to from its start while the COW is cleared from
+ * its end: exception j of the one saves what exception undo_end - 1 - j of the
+ * other overwrites. Being in this order, whatever the batches were, an
+ * interrupted undo store can be matched with what is left of the table, and
+ * saving a batch again, as after a crash, saves the same.
  */
 #include "copier.h"
 
 #include <errno.h>
-#include <pthread.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "engine.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (1024 * KIB)
 
 #define DEFAULT_BATCH (256 * MIB)
-#define MAX_BUFFER    (8 * MIB)
+#define DISCARD_BATCH (64 * MIB)
+#define MAX_BUFFER    (4 * MIB)
 #define MIN_BUFFER    (64 * KIB)
-#define WORKERS	      4
-
-/* The longest gap in the COW that is read through. */
-#define MAX_GAP (64 * KIB)
+#define WORKERS	      8
 
 /* From this mean length of runs on, the page cache is in the way. */
 #define DIRECT_RUN (64 * KIB)
 
-/* POSIX promises 16, Linux gives 1024. */
-#define MAX_IOV 1024
+/* Of each sampled run, so much is compared with the origin. */
+#define SAMPLE_BYTES (256 * KIB)
 
-/* Times are in nanoseconds. */
-#define SECOND UINT64_C(1000000000)
-#define TICK   (SECOND / 5)
+#define TICK (SECOND / 5)
 
-struct move {
-	uint64_t old_chunk;
-	uint8_t *data;
-};
-
-/* A part of one batch: chunks [first, first + count) of the table. */
-struct slice {
-	uint64_t first;
-	size_t count;
-	uint64_t piece; /* offset in the chunk, if it travels in pieces */
-};
-
-struct worker {
-	struct merge *merge;
-	pthread_t thread;
-	struct slice slice;
-	uint8_t *buffer;
-	struct exception *exceptions; /* of the slice */
-	struct move *moves;
-	size_t count; /* of both */
-};
+/* Exceptions read at once by the thread that commits. */
+#define BLOCK 1024
 
 struct merge {
+	struct engine engine;
 	struct cowstore *store;
 	const struct image *origin;
+	struct copier_undo *undo; /* or NULL */
 	const struct copier_options *options;
 	const struct copier_plan *plan;
-
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	/* Under the lock: */
-	uint64_t left;	  /* exceptions in the table, on disk */
-	uint64_t goal;	  /* the batch whose turn it is: [goal, left) */
-	uint64_t written; /* its bytes that are in the origin */
-	uint64_t next;	  /* exceptions from here on were handed out */
-	uint64_t piece;	  /* bytes of exception next that were */
-	uint64_t due;	  /* nanoseconds; when the rate limit admits more */
-	bool stop;	  /* begin no further chunk */
-	bool closed;	  /* no slice has its turn any more */
-	bool failed;
-	struct error error;
-	struct copier_progress *progress;
+	copier_tick *tick;
+	void *context;
+	uint64_t begun;	      /* nanoseconds */
+	uint64_t commit_time; /* nanoseconds that the last commit took */
+	uint64_t left, goal;  /* the batch: exceptions [goal, left) */
+	bool stop;
+	struct cowstore_record record;
+	uint64_t seen;	  /* runs of the batch that were looked at */
+	struct run *runs; /* of the batch, for discarding */
+	struct run *gone; /* of the batch committed before */
+	size_t run_count, gone_count;
 };
 
-static uint64_t at_least(uint64_t a, uint64_t b)
+/* Two batches are in the origin before the first leaves the COW. */
+static uint64_t default_batch(const struct image *origin,
+			      const struct copier_options *options)
 {
-	return a > b ? a : b;
-}
-
-static uint64_t at_most(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
+	if (options->task != COPIER_MERGE)
+		return UINT64_MAX;
+	if (options->batch_size)
+		return options->batch_size;
+	if (!options->discard)
+		return DEFAULT_BATCH;
+	return at_most(DISCARD_BATCH, image_free_space(origin) / 4);
 }
 
 int copier_plan(const struct cowstore *store, const struct image *origin,
 		const struct copier_options *options, struct copier_plan *plan,
 		struct error *err)
 {
-	uint64_t batch = options->batch_size ? options->batch_size
-					     : DEFAULT_BATCH;
-	uint64_t chunk = store->chunk_size;
-	uint64_t buffer = MAX_BUFFER;
-	int sys = options->reflink == REFLINK_NEVER
-			  ? EOPNOTSUPP
-			  : image_can_clone(origin, store->image);
+	uint64_t batch = default_batch(origin, options);
+	uint64_t chunk = store->chunk_size, buffer = MAX_BUFFER;
+	int sys = EOPNOTSUPP;
 
+	if (options->reflink != REFLINK_NEVER)
+		sys = image_can_clone(origin, store->image, chunk);
 	if (options->reflink == REFLINK_ALWAYS && sys)
 		return error_set(err, ERROR_SYSTEM, sys, origin->path,
 				 "cannot share blocks with the COW");
@@ -142,444 +123,423 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 	return 0;
 }
 
-/* Where a unit of exception data lies; piece is 0 for whole chunks. */
-static uint64_t chunk_offset(const struct merge *m, uint64_t chunk,
-			     const struct slice *slice)
+/* Compare up to SAMPLE_BYTES of a run on both sides; buf holds twice that. */
+static int recognise_run(const struct cowstore *store,
+			 const struct image *origin, const struct run *run,
+			 uint8_t *buf, struct error *err)
 {
-	return chunk * m->store->chunk_size + slice->piece;
-}
+	uint64_t old_offset = run->old_chunk * store->chunk_size;
+	uint64_t len = at_most(run->length * store->chunk_size, SAMPLE_BYTES);
 
-/* Hand out the next slice, the highest not yet taken; false: there is none. */
-static bool take(struct merge *m, struct slice *slice)
-{
-	uint64_t chunk = m->store->chunk_size, batch = m->plan->batch_chunks;
-	uint64_t per_slice = at_least(m->plan->buffer / chunk, 1), start;
-
-	if (m->closed || m->failed)
-		return false;
-	if (m->piece && m->piece < chunk) {
-		*slice = (struct slice){ m->next, 1, m->piece };
-		m->piece += m->plan->unit;
-		return true;
-	}
-	if (m->stop || !m->next)
-		return false;
-	/* The start of the batch that exception next - 1 belongs to. */
-	start = m->goal;
-	while (start >= m->next)
-		start -= at_most(start, batch);
-	start = at_least(start, m->next - at_most(m->next, per_slice));
-	*slice = (struct slice){ start, (size_t)(m->next - start), 0 };
-	m->next = start;
-	m->piece = m->plan->unit;
-	return true;
-}
-
-static int by_new_chunk(const void *a, const void *b)
-{
-	const struct exception *x = a, *y = b;
-
-	return (x->new_chunk > y->new_chunk) - (x->new_chunk < y->new_chunk);
-}
-
-static int by_old_chunk(const void *a, const void *b)
-{
-	const struct move *x = a, *y = b;
-
-	return (x->old_chunk > y->old_chunk) - (x->old_chunk < y->old_chunk);
-}
-
-/* Tables are usually in order already. */
-static void sort(void *base, size_t count, size_t size,
-		 int (*compare)(const void *, const void *))
-{
-	uint8_t *at = base;
-
-	for (size_t i = 1; i < count; i++, at += size) {
-		if (compare(at, at + size) > 0) {
-			qsort(base, count, size, compare);
-			return;
-		}
-	}
-}
-
-/* What a worker's buffer holds beside data: gaps, and alignment. */
-static size_t buffer_slack(const struct copier_plan *plan)
-{
-	return plan->buffer / 16 + IMAGE_ALIGNMENT;
-}
-
-/*
- * Read the slice's chunks in the order of the COW, by few large reads, and
- * note in w->moves where each one is.
- */
-static int load(struct worker *w, struct error *err)
-{
-	const struct merge *m = w->merge;
-	uint64_t chunk = m->store->chunk_size;
-	size_t unit = m->plan->unit, used = 0, done = 0;
-	size_t slack = buffer_slack(m->plan);
-
-	sort(w->exceptions, w->count, sizeof(*w->exceptions), by_new_chunk);
-	while (done < w->count) {
-		const struct exception *ex = &w->exceptions[done];
-		uint64_t offset = chunk_offset(m, ex->new_chunk, &w->slice);
-		size_t len = 0, n = 0;
-
-		do {
-			uint64_t gap =
-				(ex[n].new_chunk - ex->new_chunk) * chunk - len;
-
-			if (gap > MAX_GAP || gap > slack)
-				break;
-			slack -= (size_t)gap;
-			len += (size_t)gap;
-			w->moves[done + n].old_chunk = ex[n].old_chunk;
-			w->moves[done + n].data = w->buffer + used + len;
-			len += unit;
-			n++;
-		} while (done + n < w->count);
-		if (image_read_medium(m->store->image, w->buffer + used, len,
-				      offset, err))
-			return -1;
-		used += len;
-		done += n;
-	}
-	return 0;
-}
-
-/* Only what is inside the origin is copied of its last chunk. */
-static size_t clipped(const struct merge *m, uint64_t offset, size_t len)
-{
-	if (offset >= m->origin->size)
+	len = at_most(len, origin->size - at_most(old_offset, origin->size));
+	if (image_read_medium(origin, buf, (size_t)len, old_offset, err) ||
+	    image_read_medium(store->image, buf + SAMPLE_BYTES, (size_t)len,
+			      run->new_chunk * store->chunk_size, err))
+		return -1;
+	if (!memcmp(buf, buf + SAMPLE_BYTES, (size_t)len))
 		return 0;
-	return (size_t)at_most(len, m->origin->size - offset);
+	error_set(err, ERROR_REFUSED, 0, origin->path,
+		  "changed since the merge was interrupted, or not the origin "
+		  "that it was merged into: chunk %" PRIu64
+		  " is not what was written",
+		  run->old_chunk);
+	err->has_offset = true;
+	err->offset = old_offset;
+	return -1;
 }
 
-/* Write the slice's chunks in the order of the origin, runs as one. */
-static int store(struct worker *w, struct error *err)
+int copier_recognise(const struct cowstore *store, const struct image *origin,
+		     struct error *err)
 {
-	const struct merge *m = w->merge;
-	size_t unit = m->plan->unit, done = 0;
-	struct iovec iov[MAX_IOV];
+	const struct cowstore_record *record = &store->record;
+	uint8_t *buf;
+	int result = 0;
 
-	sort(w->moves, w->count, sizeof(*w->moves), by_old_chunk);
-	while (done < w->count) {
-		const struct move *mv = &w->moves[done];
-		uint64_t offset = chunk_offset(m, mv->old_chunk, &w->slice);
-		size_t len, n = 0;
-		int count = 0;
+	if (!store->half_merged)
+		return 0;
+	if (record->origin_size != origin->size)
+		return error_set(err, ERROR_REFUSED, 0, origin->path,
+				 "not the origin that was being merged into: "
+				 "it has %" PRIu64 " bytes, not %" PRIu64,
+				 origin->size, record->origin_size);
+	buf = aligned_alloc(IMAGE_ALIGNMENT, 2 * SAMPLE_BYTES);
+	if (!buf)
+		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
+				 "cannot compare with the origin");
+	for (uint64_t i = 0; i < record->samples && !result; i++)
+		result = recognise_run(store, origin, &record->sample[i], buf,
+				       err);
+	free(buf);
+	return result;
+}
 
-		do {
-			uint8_t *data = mv[n].data;
-			struct iovec *last = &iov[count ? count - 1 : 0];
+/* --- the undo store --- */
 
-			len = clipped(m, offset + n * unit, unit);
-			if (count &&
-			    (uint8_t *)last->iov_base + last->iov_len == data)
-				last->iov_len += len;
-			else
-				iov[count++] = (struct iovec){ data, len };
-			n++;
-		} while (done + n < w->count && count < MAX_IOV &&
-			 mv[n].old_chunk == mv[n - 1].old_chunk + 1);
-		if (iov[0].iov_len &&
-		    image_write(m->origin, iov, count, offset, err))
+/* Number of the exception of store that names old_chunk, or UINT64_MAX. */
+static int find_old_chunk(const struct cowstore *store, uint64_t old_chunk,
+			  struct exception *block, uint64_t *number,
+			  struct error *err)
+{
+	*number = UINT64_MAX;
+	for (uint64_t i = 0; i < store->exceptions; i += BLOCK) {
+		size_t n = (size_t)at_most(BLOCK, store->exceptions - i);
+
+		if (cowstore_read(store, i, n, block, err))
 			return -1;
-		done += n;
+		for (size_t k = 0; k < n; k++) {
+			if (block[k].old_chunk == old_chunk) {
+				*number = i + k;
+				return 0;
+			}
+		}
 	}
-	if (!m->plan->direct)
-		image_start_writeback(m->origin);
 	return 0;
 }
 
-static uint64_t now(void)
+/* Whether the undo store ends with what saves store's [unsaved, end). */
+static int check_saved(const struct cowstore *store,
+		       const struct copier_undo *undo, struct exception *block,
+		       struct error *err)
 {
-	struct timespec t;
+	uint64_t count = store->exceptions - undo->unsaved;
+	const struct cowstore *saves = &undo->store;
+	struct exception *other = block + BLOCK;
+	bool same = count <= saves->exceptions;
+	size_t n;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+	for (uint64_t k = 0; k < count && same; k += n) {
+		n = (size_t)at_most(BLOCK, count - k);
+		if (cowstore_read(saves, saves->exceptions - count + k, n,
+				  block, err) ||
+		    cowstore_read(store, store->exceptions - k - n, n, other,
+				  err))
+			return -1;
+		for (size_t i = 0; i < n; i++)
+			same &= block[i].old_chunk ==
+				other[n - 1 - i].old_chunk;
+	}
+	if (same)
+		return 0;
+	return error_set(err, ERROR_REFUSED, 0, saves->image->path,
+			 "not the undo store of this merge");
 }
 
-/* Sleep under the lock until something changed, or the time has come. */
-static void wait_until(struct merge *m, uint64_t when)
+int copier_match_undo(const struct cowstore *store, struct copier_undo *undo,
+		      uint64_t origin_size, struct error *err)
 {
-	struct timespec t = { .tv_sec = (time_t)(when / SECOND),
-			      .tv_nsec = (long)(when % SECOND) };
+	const struct cowstore *saves = &undo->store;
+	uint64_t chunk = store->chunk_size, found = UINT64_MAX;
+	struct exception last, *block;
+	int result = -1;
 
-	pthread_cond_timedwait(&m->changed, &m->lock, &t);
+	undo->unsaved = store->exceptions;
+	if (saves->chunk_size != chunk)
+		return error_set(err, ERROR_REFUSED, 0, saves->image->path,
+				 "chunks of %" PRIu64 " bytes, not of %" PRIu64
+				 " as in the COW",
+				 saves->chunk_size, chunk);
+	if (saves->recorded)
+		return error_set(err, ERROR_REFUSED, 0, saves->image->path,
+				 "is itself being merged: finish that first");
+	block = malloc(2 * BLOCK * sizeof(*block));
+	if (!block)
+		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
+				 "cannot match the undo store");
+	if (saves->exceptions &&
+	    (cowstore_read(saves, saves->exceptions - 1, 1, &last, err) ||
+	     find_old_chunk(store, last.old_chunk, block, &found, err)))
+		goto out;
+	undo->unsaved = at_most(undo->unsaved, found);
+	if (check_saved(store, undo, block, err) ||
+	    cowstore_disjoint(store, undo->unsaved, saves, origin_size, err))
+		goto out;
+	result = 0;
+	if (cowstore_size(chunk, saves->exceptions + undo->unsaved) >
+	    saves->image->size)
+		result = error_set(err, ERROR_REFUSED, 0, saves->image->path,
+				   "no room for what is left of this merge");
+out:
+	free(block);
+	return result;
 }
 
 /*
- * Pay for bytes before they are written. Up to one second that was lost, to a
- * sync for instance, is made up for.
+ * The data of the batch's chunks were saved: make that durable, and only then
+ * name them; make that durable too before the origin is written.
  */
-static void throttle(struct merge *m, uint64_t bytes)
+static int keep_saved(const struct merge *m, struct error *err)
 {
-	uint64_t due;
+	struct cowstore *saves = &m->undo->store;
+	uint64_t unsaved = m->engine.undo_end - saves->exceptions;
+	struct exception block[BLOCK];
+	uint64_t old_chunks[BLOCK];
 
-	if (!m->options->rate_limit)
-		return;
-	m->due = at_least(m->due + SECOND, now()) - SECOND +
-		 (uint64_t)((double)bytes / (double)m->options->rate_limit *
-			    (double)SECOND);
-	due = m->due;
-	while (!m->failed && now() < due)
-		wait_until(m, due);
-}
+	if (unsaved <= m->goal) /* by an earlier run */
+		return 0;
+	if (cowstore_reserve(saves, unsaved - m->goal, err) ||
+	    image_sync(saves->image, err))
+		return -1;
+	while (unsaved > m->goal) {
+		size_t n = (size_t)at_most(BLOCK, unsaved - m->goal);
 
-static void fail(struct merge *m, const struct error *err)
-{
-	if (!m->failed)
-		m->error = *err;
-	m->failed = true;
-	pthread_cond_broadcast(&m->changed);
-}
-
-/* Wait until slices of this one's batch may be written; false: never. */
-static bool await_turn(struct merge *m, const struct slice *slice)
-{
-	while (slice->first < m->goal && !m->closed && !m->failed)
-		pthread_cond_wait(&m->changed, &m->lock);
-	return slice->first >= m->goal && !m->failed;
-}
-
-static void *work(void *arg)
-{
-	struct worker *w = arg;
-	struct merge *m = w->merge;
-	struct error err;
-
-	pthread_mutex_lock(&m->lock);
-	while (take(m, &w->slice)) {
-		uint64_t bytes = w->slice.count * m->plan->unit;
-		int result;
-
-		pthread_mutex_unlock(&m->lock);
-		w->count = w->slice.count;
-		result = cowstore_read(m->store, w->slice.first, w->count,
-				       w->exceptions, &err);
-		if (!result)
-			result = load(w, &err);
-		pthread_mutex_lock(&m->lock);
-		if (result) {
-			fail(m, &err);
-			break;
-		}
-		if (!await_turn(m, &w->slice))
-			break;
-		throttle(m, bytes);
-		m->progress->touched = true;
-		pthread_mutex_unlock(&m->lock);
-		result = store(w, &err);
-		pthread_mutex_lock(&m->lock);
-		if (result) {
-			fail(m, &err);
-			break;
-		}
-		m->written += bytes;
-		m->progress->copied += bytes;
-		if (m->written == (m->left - m->goal) * m->store->chunk_size)
-			pthread_cond_broadcast(&m->changed);
+		unsaved -= n;
+		if (cowstore_read(m->store, unsaved, n, block, err))
+			return -1;
+		for (size_t i = 0; i < n; i++)
+			old_chunks[i] = block[n - 1 - i].old_chunk;
+		if (cowstore_append(saves, old_chunks, n, err))
+			return -1;
 	}
-	pthread_mutex_unlock(&m->lock);
-	return NULL;
+	if (image_sync(saves->image, err))
+		return -1;
+	image_forget(saves->image);
+	return 0;
+}
+
+/* --- commits --- */
+
+/* A run of the batch, before it is cleared: for the record, for discarding. */
+static void note_run(void *context, const struct run *run)
+{
+	struct merge *m = context;
+	struct cowstore_record *record = &m->record;
+	uint64_t every = m->seen / COWSTORE_SAMPLES + 1;
+
+	/* Spread over the batch: the later ones replace earlier ones. */
+	if (m->seen % every == 0)
+		record->sample[m->seen / every % COWSTORE_SAMPLES] = *run;
+	m->seen++;
+	record->samples = at_most(m->seen, COWSTORE_SAMPLES);
+	if (m->runs)
+		m->runs[m->run_count++] = *run;
+}
+
+/* M5: the batch before the last is durably gone, and so is its sample. */
+static int discard_gone(struct merge *m, struct error *err)
+{
+	uint64_t chunk = m->store->chunk_size;
+	struct run *gone = m->gone;
+
+	for (size_t i = 0; i < m->gone_count; i++)
+		if (image_discard(m->store->image, gone[i].new_chunk * chunk,
+				  gone[i].length * chunk, err))
+			return -1;
+	m->gone = m->runs;
+	m->gone_count = m->run_count;
+	m->runs = gone;
+	m->run_count = 0;
+	return 0;
 }
 
 /* Make the batch that was written permanent; the only place that clears. */
 static int commit(struct merge *m, struct error *err)
 {
-	if (image_sync(m->origin, err)) /* M1, M6 */
-		return -1;
-	if (cowstore_clear(m->store, m->goal, err)) /* M2 */
-		return -1;
-	if (image_sync(m->store->image, err)) /* M6 */
+	m->seen = 0;
+	if (cowstore_runs(m->store, m->goal, m->left, note_run, m, err) ||
+	    cowstore_clear(m->store, m->goal, &m->record, err) || /* M2 */
+	    image_sync(m->store->image, err))			  /* M6 */
 		return -1;
 	image_forget(m->origin);
+	if (m->options->discard && discard_gone(m, err))
+		return -1;
+	if (m->options->discard && !m->goal) /* nothing will be resumed */
+		return discard_gone(m, err);
 	return 0;
 }
 
-/* The bytes of the batch that are still on their way. */
-static bool batch_done(const struct merge *m)
+/* What must follow a pass before the next, or the commit, may begin. */
+static int finish_pass(const struct merge *m, enum pass pass, struct error *err)
 {
-	return m->written == (m->left - m->goal) * m->store->chunk_size;
+	switch (pass) {
+	case PASS_SAVE:
+		return keep_saved(m, err);
+	case PASS_COPY:
+		return image_sync(m->origin, err); /* M1, M6 */
+	default:
+		return 0;
+	}
 }
 
-/* Begin nothing new, and let the batch end with what was begun. */
-static void request_stop(struct merge *m)
+/* --- batches --- */
+
+/* Until the deadline, less what the last commit took; 0 if it has come. */
+static uint64_t time_left(const struct merge *m)
+{
+	uint64_t end = engine_now() + m->commit_time;
+
+	if (!m->options->deadline)
+		return UINT64_MAX;
+	return end < m->options->deadline ? m->options->deadline - end : 0;
+}
+
+/* How far the next batch may reach if it is to be done by the deadline. */
+static uint64_t next_goal(struct merge *m)
+{
+	uint64_t chunks = m->plan->batch_chunks, left = time_left(m);
+	double pace = (double)engine_progress(&m->engine).committed /
+		      (double)(engine_now() - m->begun);
+
+	if (left != UINT64_MAX)
+		chunks = at_most(chunks, (uint64_t)(pace * (double)left));
+	return m->left - at_most(m->left, at_least(chunks, 1));
+}
+
+static void ask_to_stop(struct merge *m)
 {
 	m->stop = true;
-	m->goal = at_least(m->goal, m->next);
+	m->goal = engine_stop(&m->engine);
 }
 
-/* Wait for the end of the batch; -1 and *err if a worker failed. */
-static int await_batch(struct merge *m, copier_tick *tick, void *context,
-		       struct error *err)
+static void look_around(struct merge *m)
 {
-	uint64_t next_tick = now() + TICK;
-	int result = 0;
+	struct copier_progress progress = engine_progress(&m->engine);
 
-	pthread_mutex_lock(&m->lock);
-	while (!m->failed && !batch_done(m)) {
-		struct copier_progress progress;
-		bool stop;
-
-		wait_until(m, next_tick);
-		if (now() < next_tick)
-			continue;
-		progress = *m->progress;
-		pthread_mutex_unlock(&m->lock);
-		stop = tick(context, &progress); /* may block: a terminal */
-		pthread_mutex_lock(&m->lock);
-		if (stop)
-			request_stop(m);
-		next_tick = now() + TICK;
-	}
-	if (m->failed) {
-		*err = m->error;
-		result = -1;
-	}
-	pthread_mutex_unlock(&m->lock);
-	return result;
+	if (m->tick(m->context, &progress) && !m->stop)
+		ask_to_stop(m);
 }
 
-/* Give the next batch its turn, or close; whether there is one. */
-static bool next_batch(struct merge *m, copier_tick *tick, void *context)
+/* Wait for the end of the turn, with an eye on the clock and the caller. */
+static int await_turn(struct merge *m, struct error *err)
 {
-	struct copier_progress progress;
-	bool stop;
+	uint64_t next_tick = engine_now() + TICK;
+	int done;
 
-	pthread_mutex_lock(&m->lock);
-	m->progress->committed += m->left - m->goal;
-	m->progress->commits++;
-	progress = *m->progress;
-	pthread_mutex_unlock(&m->lock);
-	stop = tick(context, &progress);
-	pthread_mutex_lock(&m->lock);
-	m->left = m->goal;
-	m->written = 0;
-	m->closed = !m->left || m->stop || stop;
-	if (!m->closed)
-		m->goal -= at_most(m->goal, m->plan->batch_chunks);
-	pthread_cond_broadcast(&m->changed);
-	stop = m->closed;
-	pthread_mutex_unlock(&m->lock);
-	return !stop;
-}
-
-/* Batch after batch; the workers run. 0, 1 if stopped, -1. */
-static int merge_batches(struct merge *m, copier_tick *tick, void *context,
-			 struct error *err)
-{
-	do {
-		if (await_batch(m, tick, context, err))
-			return -1;
-		if (m->goal == m->left) /* stopped before anything was begun */
-			return 1;
-		if (commit(m, err))
-			return -1;
-	} while (next_batch(m, tick, context));
-	return m->left != 0;
-}
-
-static void close_worker(struct worker *w)
-{
-	free(w->moves);
-	free(w->exceptions);
-	free(w->buffer);
-}
-
-static int open_worker(struct worker *w, struct merge *m, struct error *err)
-{
-	const struct copier_plan *plan = m->plan;
-	size_t count = plan->buffer / plan->unit;
-
-	*w = (struct worker){ .merge = m };
-	w->buffer = aligned_alloc(IMAGE_ALIGNMENT,
-				  plan->buffer + buffer_slack(plan));
-	w->exceptions = malloc(count * sizeof(*w->exceptions));
-	w->moves = malloc(count * sizeof(*w->moves));
-	if (w->buffer && w->exceptions && w->moves)
-		return 0;
-	close_worker(w);
-	return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-			 "cannot merge with buffers of %zu bytes",
-			 plan->buffer);
-}
-
-/* Start all workers, or none; they wait for the lock, which is held. */
-static unsigned int start_workers(struct merge *m, struct worker *workers,
-				  struct error *err)
-{
-	unsigned int n;
-
-	for (n = 0; n < m->plan->workers; n++) {
-		int sys = pthread_create(&workers[n].thread, NULL, work,
-					 &workers[n]);
-
-		if (sys) {
-			error_set(&m->error, ERROR_SYSTEM, sys, NULL,
-				  "cannot start a thread");
-			*err = m->error;
-			m->failed = true;
-			break;
+	for (;;) {
+		done = engine_await(
+			&m->engine,
+			time_left(m) ? at_most(next_tick, m->options->deadline)
+				     : next_tick,
+			err);
+		if (done)
+			return done < 0 ? -1 : 0;
+		/* Each run does something, however late it is. */
+		if (!time_left(m) && !m->stop && engine_begun(&m->engine))
+			ask_to_stop(m);
+		if (engine_now() >= next_tick) {
+			look_around(m);
+			next_tick = engine_now() + TICK;
 		}
 	}
-	return n;
+}
+
+/* All passes over one batch, and its commit. */
+static int merge_batch(struct merge *m, struct error *err)
+{
+	uint64_t copied = engine_now();
+
+	for (unsigned int i = 0; i < m->engine.pass_count; i++) {
+		if (i)
+			engine_next_pass(&m->engine);
+		if (await_turn(m, err))
+			return -1;
+		if (m->goal == m->left) /* stopped before it was begun */
+			return 0;
+		copied = engine_now();
+		if (finish_pass(m, m->engine.passes[i], err))
+			return -1;
+	}
+	if (m->options->task == COPIER_MERGE && commit(m, err))
+		return -1;
+	m->commit_time = engine_now() - copied;
+	return 0;
+}
+
+/* 0 when all is merged, 1 if stopped, -1 and *err. */
+static int merge_batches(struct merge *m, struct error *err)
+{
+	for (;;) {
+		if (merge_batch(m, err))
+			return -1;
+		engine_end_batch(&m->engine);
+		m->left = m->goal;
+		look_around(m);
+		if (!m->left || m->stop || !time_left(m))
+			return m->left != 0;
+		m->goal = engine_next_batch(&m->engine, next_goal(m));
+	}
+}
+
+static void plan_passes(struct merge *m)
+{
+	struct engine *e = &m->engine;
+
+	if (m->undo)
+		e->passes[e->pass_count++] = PASS_SAVE;
+	e->passes[e->pass_count++] = m->options->task == COPIER_COUNT
+					     ? PASS_COUNT
+					     : PASS_COPY;
+	if (m->options->verify)
+		e->passes[e->pass_count++] = PASS_COMPARE;
+}
+
+static int alloc_runs(struct merge *m, struct error *err)
+{
+	size_t size = (size_t)at_most(m->plan->batch_chunks, m->left) *
+		      sizeof(struct run);
+
+	if (!m->options->discard)
+		return 0;
+	m->runs = malloc(size);
+	m->gone = malloc(size);
+	if (m->runs && m->gone)
+		return 0;
+	return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
+			 "cannot note what to discard");
 }
 
 int copier_merge(struct cowstore *store, const struct image *origin,
-		 const struct copier_options *options,
+		 struct copier_undo *undo, const struct copier_options *options,
 		 const struct copier_plan *plan, copier_tick *tick,
 		 void *context, struct copier_progress *progress,
 		 struct error *err)
 {
 	struct merge m = {
+		.engine = { .store = store,
+			    .origin = origin,
+			    .undo = undo ? &undo->store : NULL,
+			    .unsaved = undo ? undo->unsaved : 0,
+			    .options = options,
+			    .plan = plan,
+			    .progress = progress },
 		.store = store,
 		.origin = origin,
+		.undo = undo,
 		.options = options,
 		.plan = plan,
-		.progress = progress,
+		.tick = tick,
+		.context = context,
+		.begun = engine_now(),
 		.left = store->exceptions,
-		.next = store->exceptions,
-		.due = now(),
+		.record = { .origin_size = origin->size,
+			    .total = store->exceptions },
 	};
-	struct worker workers[WORKERS];
-	unsigned int ready, running;
-	pthread_condattr_t attr;
 	int result = -1;
 
 	*progress = (struct copier_progress){ .exceptions = m.left };
-	if (!m.left) /* nothing to copy, but perhaps to scrub */
-		return store->stale ? commit(&m, err) : 0;
+	if (store->half_merged) {
+		m.record.total = store->record.total;
+		progress->before = m.record.total - m.left;
+	}
+	if (undo)
+		m.engine.undo_end = undo->store.exceptions + undo->unsaved;
 	m.goal = m.left - at_most(m.left, plan->batch_chunks);
-	for (ready = 0; ready < plan->workers; ready++)
-		if (open_worker(&workers[ready], &m, err))
-			goto out;
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m.changed, &attr);
-	pthread_condattr_destroy(&attr);
-	pthread_mutex_init(&m.lock, NULL);
-	if (plan->direct)
+	if (!m.left) /* nothing to copy, but perhaps to scrub */
+		return (store->stale || store->recorded) &&
+				       options->task == COPIER_MERGE
+			       ? commit(&m, err)
+			       : 0;
+	plan_passes(&m);
+	if (alloc_runs(&m, err))
+		goto out;
+	if (plan->direct && options->task != COPIER_COUNT)
 		image_write_direct(origin);
-
-	pthread_mutex_lock(&m.lock);
-	running = start_workers(&m, workers, err); /* M4 */
-	pthread_mutex_unlock(&m.lock);
-	if (running == plan->workers)
-		result = merge_batches(&m, tick, context, err);
-	pthread_mutex_lock(&m.lock);
-	m.closed = true;
-	pthread_cond_broadcast(&m.changed);
-	pthread_mutex_unlock(&m.lock);
-	while (running)
-		pthread_join(workers[--running].thread, NULL);
-	pthread_mutex_destroy(&m.lock);
-	pthread_cond_destroy(&m.changed);
+	if (engine_open(&m.engine, m.left, m.goal, err)) /* M4 */
+		goto out;
+	result = merge_batches(&m, err);
+	engine_close(&m.engine);
 	image_forget(store->image);
 out:
-	while (ready)
-		close_worker(&workers[--ready]);
+	free(m.gone);
+	free(m.runs);
 	return result;
 }

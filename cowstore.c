@@ -23,6 +23,12 @@
  * write in the last area back to life as soon as it appends: hence they are
  * counted, and zeroed with the first commit. Whole areas behind the last are
  * wiped by the kernel before it uses them; old bytes there are normal.
+ *
+ * Of the header chunk the kernel reads 16 bytes and leaves the rest zero. While
+ * a merge is under way, its second sector holds our record of it. One sector
+ * is written whole or not at all, but not together with the table: so the
+ * record names the number of exceptions that are left and the last of them,
+ * and is void for any other table.
  */
 #include "cowstore.h"
 
@@ -31,11 +37,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SECTOR	      512u
-#define MAGIC	      0x70416e53u /* "SnAp" */
-#define VERSION	      1u
-#define MAX_SECTORS   2097152u /* 1 GiB */
-#define RESERVED_BITS (UINT64_C(0xff) << 56)
+#define SECTOR	    512u
+#define MAGIC	    0x70416e53u /* "SnAp" */
+#define VERSION	    1u
+#define MAX_SECTORS 2097152u /* 1 GiB */
 
 struct disk_header {
 	uint8_t magic[4], valid[4], version[4], chunk_size[4];
@@ -49,17 +54,25 @@ _Static_assert(sizeof(struct disk_exception) == 16, "exception is 16 bytes");
 _Static_assert(sizeof(struct exception) == sizeof(struct disk_exception),
 	       "exceptions are decoded where they were read");
 
+struct disk_run {
+	uint8_t old_chunk[8], new_chunk[8], length[8];
+};
+struct disk_record {
+	uint8_t magic[8], checksum[8], origin_size[8], total[8], left[8];
+	struct disk_exception last; /* exception left - 1 */
+	uint8_t samples[8];
+	struct disk_run sample[COWSTORE_SAMPLES];
+	uint8_t zero[16];
+};
+_Static_assert(sizeof(struct disk_record) == SECTOR, "record is one sector");
+#define RECORD_OFFSET SECTOR
+#define RECORD_MAGIC  UINT64_C(0x3167726d70616e73) /* "snapmrg1" */
+
 /* Entries read or zeroed by one call: 64 KiB. */
 #define BLOCK 4096
 
-/* Areas that are fetched ahead of a walk. */
-#define AHEAD 256
-
-/*
- * Chunks that one walk can tell apart, by 10 MiB of bitmap: 320 GiB of 4 KiB
- * chunks.
- */
-#define WINDOW (UINT64_C(80) << 20)
+/* Areas that are fetched ahead of a walk, in the end. */
+#define MAX_AHEAD 256
 
 static uint32_t get_le32(const uint8_t p[4])
 {
@@ -70,6 +83,18 @@ static uint32_t get_le32(const uint8_t p[4])
 static uint64_t get_le64(const uint8_t p[8])
 {
 	return get_le32(p) | (uint64_t)get_le32(p + 4) << 32;
+}
+
+static void put_le32(uint8_t p[4], uint32_t value)
+{
+	for (int i = 0; i < 4; i++)
+		p[i] = (uint8_t)(value >> 8 * i);
+}
+
+static void put_le64(uint8_t p[8], uint64_t value)
+{
+	put_le32(p, (uint32_t)value);
+	put_le32(p + 4, (uint32_t)(value >> 32));
 }
 
 static uint64_t entries_per_area(const struct cowstore *store)
@@ -99,7 +124,7 @@ static uint64_t entry_offset(const struct cowstore *store, uint64_t n)
 	       n % e * sizeof(struct disk_exception);
 }
 
-static bool is_metadata(const struct cowstore *store, uint64_t chunk)
+bool cowstore_is_metadata(const struct cowstore *store, uint64_t chunk)
 {
 	return chunk % (entries_per_area(store) + 1) == 1;
 }
@@ -209,205 +234,70 @@ int cowstore_read(const struct cowstore *store, uint64_t first, size_t count,
 	return 0;
 }
 
-/*
- * A walk over the table from its start to its end, a block at a time.
- */
-struct walk {
-	const struct cowstore *store;
-	struct exception *block; /* BLOCK entries */
-	size_t count;		 /* live ones among them */
-	uint64_t first;		 /* number of block[0] */
-	uint64_t next;		 /* number of the first entry not yet read */
-	uint64_t fetched;	 /* areas asked for ahead */
-	bool ended;		 /* the table's end was seen */
-};
-
-/* The farther the table reaches, the farther ahead it is fetched. */
-static void fetch_ahead(struct walk *w, uint64_t area)
+int cowstore_walk_open(struct cowstore_walk *w, const struct cowstore *store,
+		       uint64_t first, uint64_t end, struct error *err)
 {
-	uint64_t until = area + (area < AHEAD ? area : AHEAD) + 1;
+	uint64_t room = areas(store) * entries_per_area(store);
 
-	if (until > areas(w->store))
-		until = areas(w->store);
+	*w = (struct cowstore_walk){ .store = store,
+				     .next = first,
+				     .end = end < room ? end : room };
+	w->block = malloc(BLOCK * sizeof(*w->block));
+	if (!w->block)
+		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
+				 "cannot read the table");
+	return 0;
+}
+
+void cowstore_walk_close(struct cowstore_walk *w)
+{
+	free(w->block);
+	w->block = NULL;
+}
+
+/* The farther the walk has come, the farther ahead areas are fetched. */
+static void fetch_ahead(struct cowstore_walk *w)
+{
+	uint64_t e = entries_per_area(w->store), area = w->next / e;
+	uint64_t until = area + 1 + w->ahead;
+
+	if (until > (w->end - 1) / e + 1)
+		until = (w->end - 1) / e + 1;
+	if (w->fetched < area)
+		w->fetched = area;
 	for (; w->fetched < until; w->fetched++)
 		image_prefetch(w->store->image,
 			       area_chunk(w->store, w->fetched) *
 				       w->store->chunk_size,
 			       w->store->chunk_size);
+	if (w->ahead < MAX_AHEAD)
+		w->ahead++;
 }
 
-/* 1: w->block has exceptions; 0: the table has ended; -1 and *err. */
-static int walk_next(struct walk *w, struct error *err)
+int cowstore_walk_next(struct cowstore_walk *w, struct error *err)
 {
-	uint64_t e = entries_per_area(w->store);
 	size_t n;
 
-	if (w->ended || w->next / e >= areas(w->store))
+	if (w->ended || w->next >= w->end)
 		return 0;
-	if (w->next % e == 0)
-		fetch_ahead(w, w->next / e);
-	n = within_area(w->store, w->next, w->next + BLOCK);
+	if (!w->count || w->next % entries_per_area(w->store) == 0)
+		fetch_ahead(w);
+	n = within_area(w->store, w->next,
+			w->end - w->next < BLOCK ? w->end : w->next + BLOCK);
 	if (read_entries(w->store, w->next, n, w->block, err))
 		return -1;
 	w->first = w->next;
 	w->next += n;
-	for (w->count = 0; w->count < n; w->count++) {
-		if (!w->block[w->count].new_chunk) {
-			w->ended = true;
-			break;
-		}
-	}
+	w->count = 0;
+	while (w->count < n && w->block[w->count].new_chunk)
+		w->count++;
+	w->ended = w->count < n;
 	return w->count != 0;
 }
 
-/* What must be told apart on one side of the table: its chunks, once each. */
-struct side {
-	uint64_t *bits; /* WINDOW of them, or as many as there are chunks */
-	uint64_t chunks;
-	uint64_t base; /* chunk of the first bit */
-	uint64_t next; /* lowest chunk seen behind the window */
-	const char *name;
-};
-
-static uint64_t window(const struct side *side)
-{
-	return side->chunks < WINDOW ? side->chunks : WINDOW;
-}
-
-static int side_open(struct side *side, const char *name, uint64_t chunks,
-		     struct error *err)
-{
-	*side = (struct side){ .name = name, .chunks = chunks };
-	side->next = UINT64_MAX;
-	side->bits = calloc((size_t)(window(side) / 64 + 1), sizeof(uint64_t));
-	if (!side->bits)
-		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-				 "cannot verify the table");
-	return 0;
-}
-
-/* Move to the lowest chunk not looked at yet; whether there is one. */
-static bool side_advance(struct side *side)
-{
-	bool more = side->next != UINT64_MAX;
-
-	side->base = side->next; /* an empty window if there is none */
-	side->next = UINT64_MAX;
-	if (more)
-		memset(side->bits, 0,
-		       (size_t)(window(side) / 64 + 1) * sizeof(uint64_t));
-	return more;
-}
-
-/* Note that the table names chunk; whether it did so before. */
-static bool side_seen(struct side *side, uint64_t chunk)
-{
-	uint64_t bit = chunk - side->base, mask;
-
-	if (chunk < side->base)
-		return false;
-	if (bit >= window(side)) {
-		if (chunk < side->next)
-			side->next = chunk;
-		return false;
-	}
-	mask = UINT64_C(1) << bit % 64;
-	if (side->bits[bit / 64] & mask)
-		return true;
-	side->bits[bit / 64] |= mask;
-	return false;
-}
-
-static void find(struct findings *found, const struct cowstore *store,
-		 uint64_t number, const struct side *side, uint64_t chunk,
-		 const char *what)
-{
-	if (found->count++ < COWSTORE_FINDINGS)
-		error_set(&found->first[found->count - 1], ERROR_REFUSED, 0,
-			  store->image->path,
-			  "exception %" PRIu64 ": %s chunk %" PRIu64
-			  " %s (the %s has %" PRIu64 " chunks)",
-			  number, side->name, chunk, what, side->name,
-			  side->chunks);
-}
-
-/* Whether an exception names chunks that data can be in. */
-static bool check_bounds(const struct cowstore *store, uint64_t number,
-			 const struct exception *ex, const struct side *origin,
-			 const struct side *cow, struct findings *found)
-{
-	uint64_t before = found->count;
-
-	if (ex->new_chunk & RESERVED_BITS)
-		find(found, store, number, cow, ex->new_chunk,
-		     "has reserved bits (56 to 63) set");
-	else if (ex->new_chunk >= cow->chunks)
-		find(found, store, number, cow, ex->new_chunk,
-		     "is past the end");
-	else if (is_metadata(store, ex->new_chunk))
-		find(found, store, number, cow, ex->new_chunk,
-		     "is a metadata area");
-	if (ex->old_chunk >= origin->chunks)
-		find(found, store, number, origin, ex->old_chunk,
-		     "is past the end");
-	return found->count == before;
-}
-
-/* Learn the table's shape; prev is the exception before ex, if any. */
-static void survey(struct cowstore *store, const struct exception *prev,
-		   const struct exception *ex)
-{
-	uint64_t step = prev ? ex->old_chunk - prev->old_chunk : 0;
-
-	if (step != 1 || ex->new_chunk - prev->new_chunk != 1)
-		store->runs++;
-	if (step != 1 && step != UINT64_MAX)
-		store->origin_runs++;
-	if (ex->new_chunk > store->last_new_chunk)
-		store->last_new_chunk = ex->new_chunk;
-	if (ex->old_chunk > store->last_old_chunk)
-		store->last_old_chunk = ex->old_chunk;
-	if (ex->old_chunk < store->first_old_chunk)
-		store->first_old_chunk = ex->old_chunk;
-}
-
-/* Walk once and look for chunks that the sides' windows have seen before. */
-static int check_table(struct cowstore *store, struct walk *w, bool first,
-		       struct side *origin, struct side *cow,
-		       struct findings *found, struct error *err)
-{
-	static const char twice[] = "is named twice";
-	struct exception prev = { 0 };
-	int more;
-
-	*w = (struct walk){ .store = store, .block = w->block };
-	while ((more = walk_next(w, err)) > 0) {
-		for (size_t i = 0; i < w->count; i++) {
-			const struct exception *ex = &w->block[i];
-			uint64_t number = w->first + i;
-
-			if (first) {
-				survey(store, number ? &prev : NULL, ex);
-				prev = *ex;
-				if (!check_bounds(store, number, ex, origin,
-						  cow, found))
-					continue;
-			}
-			if (side_seen(cow, ex->new_chunk))
-				find(found, store, number, cow, ex->new_chunk,
-				     twice);
-			if (side_seen(origin, ex->old_chunk))
-				find(found, store, number, origin,
-				     ex->old_chunk, twice);
-		}
-		store->exceptions = w->first + w->count;
-	}
-	store->no_end = !w->ended;
-	return more;
-}
-
 /* Count what is not zero between the table's end and the end of its area. */
-static int find_stale(struct cowstore *store, struct walk *w, struct error *err)
+static int find_stale(struct cowstore *store, struct exception *block,
+		      struct error *err)
 {
 	uint64_t e = entries_per_area(store);
 	uint64_t at = store->exceptions;
@@ -420,10 +310,10 @@ static int find_stale(struct cowstore *store, struct walk *w, struct error *err)
 		size_t n = within_area(store, at,
 				       end - at < BLOCK ? end : at + BLOCK);
 
-		if (read_entries(store, at, n, w->block, err))
+		if (read_entries(store, at, n, block, err))
 			return -1;
 		for (size_t i = 0; i < n; i++) {
-			if (!w->block[i].old_chunk && !w->block[i].new_chunk)
+			if (!block[i].old_chunk && !block[i].new_chunk)
 				continue;
 			store->stale++;
 			store->scrub_end = at + i + 1;
@@ -433,74 +323,275 @@ static int find_stale(struct cowstore *store, struct walk *w, struct error *err)
 	return 0;
 }
 
-int cowstore_verify(struct cowstore *store, uint64_t origin_size,
-		    struct findings *found, struct error *err)
+/* FNV-1a, 64 bits: against chance, not against malice. */
+static uint64_t checksum(const struct disk_record *disk)
 {
-	struct cowstore verified = {
-		.image = store->image,
-		.version = store->version,
-		.valid = store->valid,
-		.chunk_size = store->chunk_size,
-		.chunks = store->chunks,
-		.first_old_chunk = UINT64_MAX,
-	};
-	struct walk w = { .store = store };
-	struct side origin = { 0 }, cow = { 0 };
-	int result = -1;
+	const uint8_t *p = (const uint8_t *)disk;
+	uint64_t hash = UINT64_C(0xcbf29ce484222325);
 
-	found->count = 0;
-	w.block = malloc(BLOCK * sizeof(*w.block));
-	if (!w.block)
-		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-				 "cannot verify the table");
-	if (side_open(&origin, "origin",
-		      origin_size / store->chunk_size +
-			      (origin_size % store->chunk_size != 0),
-		      err) ||
-	    side_open(&cow, "COW", store->chunks, err))
-		goto out;
-	if (check_table(&verified, &w, true, &origin, &cow, found, err) ||
-	    find_stale(&verified, &w, err))
-		goto out;
-	/* One more walk for each window of chunks that the table names. */
-	while (!found->count && (side_advance(&origin) | side_advance(&cow)))
-		if (check_table(&verified, &w, false, &origin, &cow, found,
-				err))
-			goto out;
-	*store = verified;
-	result = 0;
-out:
-	free(cow.bits);
-	free(origin.bits);
-	free(w.block);
-	return result;
+	for (size_t i = 0; i < sizeof(*disk); i++) {
+		bool covered = i < offsetof(struct disk_record, checksum) ||
+			       i >= offsetof(struct disk_record, origin_size);
+
+		hash = (hash ^ (covered ? p[i] : 0)) * UINT64_C(0x100000001b3);
+	}
+	return hash;
 }
 
-int cowstore_clear(struct cowstore *store, uint64_t keep, struct error *err)
+/* Whether the record was written for the first left exceptions. */
+static int record_fits(const struct cowstore *store,
+		       const struct disk_record *disk, bool *fits,
+		       struct error *err)
+{
+	uint64_t left = get_le64(disk->left);
+	struct exception last;
+
+	*fits = get_le64(disk->checksum) == checksum(disk) && left &&
+		left == store->exceptions && left < get_le64(disk->total) &&
+		get_le64(disk->samples) <= COWSTORE_SAMPLES;
+	if (!*fits)
+		return 0;
+	if (cowstore_read(store, left - 1, 1, &last, err))
+		return -1;
+	*fits = last.old_chunk == get_le64(disk->last.old_chunk) &&
+		last.new_chunk == get_le64(disk->last.new_chunk);
+	return 0;
+}
+
+/* Whether a sampled run lies in the COW, for it will be read. */
+static bool sample_fits(const struct cowstore *store, const struct run *run)
+{
+	return run->new_chunk < store->chunks &&
+	       run->length <= store->chunks - run->new_chunk;
+}
+
+/* Look for a record in the header chunk and decide what it is worth. */
+static int read_record(struct cowstore *store, struct error *err)
+{
+	static const struct disk_record none;
+	struct cowstore_record *record = &store->record;
+	struct disk_record disk;
+	bool blank;
+
+	if (store->chunk_size < RECORD_OFFSET + sizeof(disk))
+		return 0;
+	if (image_read(store->image, &disk, sizeof(disk), RECORD_OFFSET, err))
+		return -1;
+	blank = !memcmp(&disk, &none, sizeof(disk));
+	store->recorded = get_le64(disk.magic) == RECORD_MAGIC;
+	store->may_record = store->recorded || blank;
+	if (!store->recorded)
+		return 0;
+	if (record_fits(store, &disk, &store->half_merged, err))
+		return -1;
+	if (!store->half_merged)
+		return 0;
+	record->origin_size = get_le64(disk.origin_size);
+	record->total = get_le64(disk.total);
+	record->samples = get_le64(disk.samples);
+	for (uint64_t i = 0; i < record->samples; i++) {
+		const struct disk_run *run = &disk.sample[i];
+
+		record->sample[i] = (struct run){ get_le64(run->old_chunk),
+						  get_le64(run->new_chunk),
+						  get_le64(run->length) };
+		if (!sample_fits(store, &record->sample[i]))
+			store->half_merged = false;
+	}
+	return 0;
+}
+
+int cowstore_settle(struct cowstore *store, const struct cowstore_walk *w,
+		    struct error *err)
+{
+	store->exceptions = w->first + w->count;
+	store->no_end = !w->ended;
+	store->stale = 0;
+	if (find_stale(store, w->block, err))
+		return -1;
+	return read_record(store, err);
+}
+
+static bool continues(const struct run *run, const struct exception *ex)
+{
+	return run->length && ex->old_chunk - run->old_chunk == run->length &&
+	       ex->new_chunk - run->new_chunk == run->length;
+}
+
+int cowstore_runs(const struct cowstore *store, uint64_t first, uint64_t end,
+		  cowstore_run *visit, void *context, struct error *err)
+{
+	struct cowstore_walk w;
+	struct run run = { 0 };
+	int more;
+
+	if (cowstore_walk_open(&w, store, first, end, err))
+		return -1;
+	while ((more = cowstore_walk_next(&w, err)) > 0) {
+		for (size_t i = 0; i < w.count; i++) {
+			const struct exception *ex = &w.block[i];
+
+			if (continues(&run, ex)) {
+				run.length++;
+				continue;
+			}
+			if (run.length)
+				visit(context, &run);
+			run = (struct run){ ex->old_chunk, ex->new_chunk, 1 };
+		}
+	}
+	if (run.length)
+		visit(context, &run);
+	cowstore_walk_close(&w);
+	return more;
+}
+
+static int write_record(struct cowstore *store, uint64_t left,
+			const struct cowstore_record *record, struct error *err)
+{
+	struct disk_record disk = { 0 };
+	struct iovec iov = { &disk, sizeof(disk) };
+	struct exception last;
+
+	if (left) {
+		if (cowstore_read(store, left - 1, 1, &last, err))
+			return -1;
+		put_le64(disk.magic, RECORD_MAGIC);
+		put_le64(disk.origin_size, record->origin_size);
+		put_le64(disk.total, record->total);
+		put_le64(disk.left, left);
+		put_le64(disk.last.old_chunk, last.old_chunk);
+		put_le64(disk.last.new_chunk, last.new_chunk);
+		put_le64(disk.samples, record->samples);
+		for (uint64_t i = 0; i < record->samples; i++) {
+			const struct run *run = &record->sample[i];
+
+			put_le64(disk.sample[i].old_chunk, run->old_chunk);
+			put_le64(disk.sample[i].new_chunk, run->new_chunk);
+			put_le64(disk.sample[i].length, run->length);
+		}
+		put_le64(disk.checksum, checksum(&disk));
+	}
+	if (image_write(store->image, &iov, 1, RECORD_OFFSET, err))
+		return -1;
+	store->recorded = left != 0;
+	return 0;
+}
+
+/* Zero the entries [first, end), backwards, area by area: M2. */
+static int zero_entries(const struct cowstore *store, uint64_t first,
+			uint64_t end, struct error *err)
 {
 	static uint8_t zeros[BLOCK * sizeof(struct disk_exception)];
 	uint64_t e = entries_per_area(store);
+
+	while (end > first) {
+		uint64_t from = (end - 1) / e * e;
+		struct iovec iov = { .iov_base = zeros };
+
+		if (end - from > BLOCK)
+			from = end - BLOCK;
+		if (from < first)
+			from = first;
+		iov.iov_len = (size_t)(end - from) *
+			      sizeof(struct disk_exception);
+		if (image_write(store->image, &iov, 1,
+				entry_offset(store, from), err))
+			return -1;
+		end = from;
+	}
+	return 0;
+}
+
+int cowstore_clear(struct cowstore *store, uint64_t keep,
+		   const struct cowstore_record *record, struct error *err)
+{
 	uint64_t end = store->scrub_end > store->exceptions ? store->scrub_end
 							    : store->exceptions;
 
-	/* M2: backwards, area by area. */
-	while (end > keep) {
-		uint64_t first = (end - 1) / e * e;
-		struct iovec iov = { .iov_base = zeros };
-
-		if (end - first > BLOCK)
-			first = end - BLOCK;
-		if (first < keep)
-			first = keep;
-		iov.iov_len = (size_t)(end - first) *
-			      sizeof(struct disk_exception);
-		if (image_write(store->image, &iov, 1,
-				entry_offset(store, first), err))
-			return -1;
-		end = first;
-	}
+	if (zero_entries(store, keep, end, err))
+		return -1;
+	if ((keep ? record && store->may_record : store->recorded) &&
+	    write_record(store, keep, record, err))
+		return -1;
 	store->exceptions = store->scrub_end = keep;
 	store->stale = 0;
+	return 0;
+}
+
+uint64_t cowstore_data_chunk(const struct cowstore *store, uint64_t n)
+{
+	uint64_t e = entries_per_area(store);
+
+	return area_chunk(store, n / e) + 1 + n % e;
+}
+
+uint64_t cowstore_size(uint64_t chunk_size, uint64_t exceptions)
+{
+	uint64_t e = chunk_size / sizeof(struct disk_exception);
+	uint64_t last_area = exceptions / e;
+
+	return (2 + exceptions + last_area) * chunk_size;
+}
+
+int cowstore_create(struct cowstore *store, const struct image *image,
+		    uint64_t chunk_size, struct error *err)
+{
+	struct cowstore created = {
+		.image = image,
+		.version = VERSION,
+		.valid = true,
+		.chunk_size = chunk_size,
+		.chunks = image->size / chunk_size,
+	};
+	struct disk_header disk;
+	struct iovec iov = { &disk, sizeof(disk) };
+
+	put_le32(disk.magic, MAGIC);
+	put_le32(disk.valid, 1);
+	put_le32(disk.version, VERSION);
+	put_le32(disk.chunk_size, (uint32_t)(chunk_size / SECTOR));
+	if (image_write(image, &iov, 1, 0, err) || image_sync(image, err))
+		return -1;
+	*store = created;
+	return 0;
+}
+
+int cowstore_reserve(struct cowstore *store, uint64_t count, struct error *err)
+{
+	uint64_t e = entries_per_area(store);
+	uint64_t first = (store->exceptions / e + 1) * e;
+	uint64_t end = ((store->exceptions + count) / e + 1) * e;
+
+	if (cowstore_clear(store, store->exceptions, NULL, err))
+		return -1;
+	return zero_entries(store, first, end, err);
+}
+
+int cowstore_append(struct cowstore *store, const uint64_t *old_chunks,
+		    size_t count, struct error *err)
+{
+	struct disk_exception disk[256];
+
+	while (count) {
+		size_t n = within_area(store, store->exceptions,
+				       store->exceptions +
+					       (count < 256 ? count : 256));
+		struct iovec iov = { disk, n * sizeof(*disk) };
+
+		for (size_t i = 0; i < n; i++) {
+			put_le64(disk[i].old_chunk, old_chunks[i]);
+			put_le64(disk[i].new_chunk,
+				 cowstore_data_chunk(store,
+						     store->exceptions + i));
+		}
+		if (image_write(store->image, &iov, 1,
+				entry_offset(store, store->exceptions), err))
+			return -1;
+		store->exceptions += n;
+		old_chunks += n;
+		count -= n;
+	}
 	return 0;
 }
 
@@ -510,7 +601,7 @@ void cowstore_status(const struct cowstore *store,
 	uint64_t sectors = store->chunk_size / SECTOR;
 	uint64_t next = (store->last_new_chunk ? store->last_new_chunk : 1) + 1;
 
-	if (is_metadata(store, next))
+	if (cowstore_is_metadata(store, next))
 		next++;
 	status->allocated_sectors = next * sectors;
 	status->total_sectors = store->image->size / SECTOR;

@@ -13,10 +13,12 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 _Static_assert(sizeof(off_t) == 8, "offsets must have 64 bits");
@@ -31,6 +33,11 @@ struct clone_range {
 	uint64_t dst_offset;
 };
 #define CLONE_RANGE _IOW(0x94, 13, struct clone_range)
+#define CLONE	    _IOW(0x94, 9, int)
+#define DISCARD	    _IO(0x12, 119)
+
+/* Bytes that image_copy() moves at once. */
+#define COPY_BUFFER (4 << 20)
 
 int error_set(struct error *err, enum error_kind kind, int sys,
 	      const char *path, const char *fmt, ...)
@@ -107,31 +114,55 @@ static bool backs_loop_device(const struct stat *st, char *name, size_t size)
 	return found;
 }
 
+static int in_use(struct error *err, const struct image *img)
+{
+	return error_set(err, ERROR_BUSY, 0, img->path,
+			 "in use: another snapmerge or a virtual machine holds "
+			 "a lock on it");
+}
+
+/* Ask for, or take, an open-file-description lock; len 0: to the end. */
+static int lock_range(const struct image *img, int command, short type,
+		      off_t start, off_t len, struct error *err)
+{
+	struct flock lock = { .l_type = type,
+			      .l_whence = SEEK_SET,
+			      .l_start = start,
+			      .l_len = len };
+
+	if (fcntl(img->fd, command, &lock)) {
+		if (errno == EAGAIN || errno == EACCES)
+			return in_use(err, img);
+		return error_set(err, ERROR_SYSTEM, errno, img->path,
+				 "cannot lock");
+	}
+	if (command == F_OFD_GETLK && lock.l_type != F_UNLCK)
+		return in_use(err, img);
+	return 0;
+}
+
 /*
- * Hold a regular file as use demands. A write lock needs a descriptor that can
- * write, so a probe asks whether it would be granted and takes a read lock.
+ * Hold a regular file as use demands. QEMU locks byte 100 + n of an image for
+ * reading where it uses permission n, and byte 200 + n where it does not let
+ * others have it; permission 1 is to write. The lock of one who shares is off
+ * those bytes but for saying the same.
  */
 static int lock_file(const struct image *img, enum image_use use,
 		     struct error *err)
 {
-	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-	bool taken = false;
-
-	if (use == IMAGE_PROBE) {
-		if (fcntl(img->fd, F_OFD_GETLK, &lock))
-			goto fail;
-		taken = lock.l_type != F_UNLCK;
-		lock = (struct flock){ .l_type = F_RDLCK,
-				       .l_whence = SEEK_SET };
-	}
-	if (!taken && !fcntl(img->fd, F_OFD_SETLK, &lock))
+	switch (use) {
+	case IMAGE_WRITE:
+		return lock_range(img, F_OFD_SETLK, F_WRLCK, 0, 0, err);
+	case IMAGE_PROBE:
+		return lock_range(img, F_OFD_GETLK, F_WRLCK, 0, 0, err);
+	case IMAGE_SHARE:
+		if (lock_range(img, F_OFD_SETLK, F_RDLCK, 0, 100, err) ||
+		    lock_range(img, F_OFD_SETLK, F_RDLCK, 201, 1, err))
+			return -1;
+		return lock_range(img, F_OFD_GETLK, F_WRLCK, 101, 1, err);
+	default:
 		return 0;
-	if (taken || errno == EAGAIN || errno == EACCES)
-		return error_set(err, ERROR_BUSY, 0, img->path,
-				 "in use: another snapmerge or a virtual "
-				 "machine holds a lock on it");
-fail:
-	return error_set(err, ERROR_SYSTEM, errno, img->path, "cannot lock");
+	}
 }
 
 static int open_checked(struct image *img, const struct stat *before, int flags,
@@ -139,9 +170,10 @@ static int open_checked(struct image *img, const struct stat *before, int flags,
 {
 	struct stat st;
 
-	if (img->is_device && (flags & O_ACCMODE) != O_RDONLY)
-		flags |= O_EXCL;
-	img->fd = open(img->path, flags);
+	/* Looking leaves no trace, where the file is ours. */
+	img->fd = open(img->path, flags | O_NOATIME);
+	if (img->fd < 0 && errno == EPERM)
+		img->fd = open(img->path, flags);
 	if (img->fd < 0 && errno == EBUSY)
 		return error_set(err, ERROR_BUSY, 0, img->path,
 				 "in use: mounted, or held by device mapper or "
@@ -182,10 +214,12 @@ static int settle_device(struct image *img, struct error *err)
  */
 static void open_bypass(struct image *img, const struct stat *before)
 {
+	int flags = O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK;
 	struct stat st;
 
-	img->bypass_fd = open(img->path,
-			      O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
+	img->bypass_fd = open(img->path, flags | O_NOATIME);
+	if (img->bypass_fd < 0 && errno == EPERM)
+		img->bypass_fd = open(img->path, flags);
 	if (img->bypass_fd >= 0 &&
 	    (fstat(img->bypass_fd, &st) || !same_inode(before, &st))) {
 		close(img->bypass_fd);
@@ -213,12 +247,11 @@ int image_open(struct image *img, const char *path, enum image_use use,
 		return error_set(err, ERROR_BUSY, 0, path,
 				 "in use: attached to /dev/%s", loop);
 	flags |= use == IMAGE_WRITE ? O_RDWR : O_RDONLY;
-	if (use == IMAGE_PROBE && img->is_device)
+	if (use != IMAGE_PEEK && img->is_device)
 		flags |= O_EXCL;
 	if (open_checked(img, &st, flags, err))
 		goto fail;
-	if (img->is_device ? settle_device(img, err)
-			   : use != IMAGE_PEEK && lock_file(img, use, err))
+	if (img->is_device ? settle_device(img, err) : lock_file(img, use, err))
 		goto fail;
 	open_bypass(img, &st);
 	return 0;
@@ -375,6 +408,27 @@ void image_prefetch(const struct image *img, uint64_t offset, uint64_t len)
 	posix_fadvise(img->fd, (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
 }
 
+uint64_t image_hole(const struct image *img, uint64_t offset, uint64_t len)
+{
+	uint64_t end = offset + len, holes = 0;
+
+	while (!img->is_device && offset < end) {
+		off_t data = lseek(img->fd, (off_t)offset, SEEK_DATA);
+		off_t hole;
+
+		if (data < 0 && errno != ENXIO)
+			break;
+		if (data < 0 || (uint64_t)data >= end) /* no more data */
+			return holes + (end - offset);
+		holes += (uint64_t)data - offset;
+		hole = lseek(img->fd, data, SEEK_HOLE);
+		if (hole < 0)
+			break;
+		offset = (uint64_t)hole;
+	}
+	return holes;
+}
+
 static int clone_range(const struct image *dst, uint64_t dst_offset,
 		       const struct image *src, uint64_t src_offset,
 		       uint64_t len)
@@ -393,8 +447,15 @@ static int clone_range(const struct image *dst, uint64_t dst_offset,
 	return result ? errno : 0;
 }
 
-int image_can_clone(const struct image *dst, const struct image *src)
+int image_can_clone(const struct image *dst, const struct image *src,
+		    uint64_t granule)
 {
+	struct statvfs fs;
+
+	if (fstatvfs(dst->fd, &fs))
+		return errno;
+	if (!fs.f_bsize || granule % fs.f_bsize)
+		return EINVAL;
 	/* From the end of src to the end of src: nothing. */
 	return clone_range(dst, 0, src, src->size, 0);
 }
@@ -417,4 +478,205 @@ int image_clone(const struct image *dst, uint64_t dst_offset,
 	default:
 		return failed_at(err, dst, sys, "share", len, dst_offset);
 	}
+}
+
+static int punch(const struct image *img, uint64_t offset, uint64_t len)
+{
+	return fallocate(img->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)offset, (off_t)len);
+}
+
+int image_can_discard(const struct image *img)
+{
+	/* Behind the end of the file there is nothing to lose. */
+	if (img->is_device || !punch(img, img->size, IMAGE_ALIGNMENT))
+		return 0;
+	return errno;
+}
+
+int image_discard(const struct image *img, uint64_t offset, uint64_t len,
+		  struct error *err)
+{
+	uint64_t range[2] = { offset, len };
+	int result;
+
+	do {
+		result = img->is_device ? ioctl(img->fd, DISCARD, range)
+					: punch(img, offset, len);
+	} while (result && errno == EINTR);
+	if (!result || (img->is_device && errno == EOPNOTSUPP))
+		return 0;
+	return failed_at(err, img, errno, "discard", (size_t)len, offset);
+}
+
+uint64_t image_free_space(const struct image *img)
+{
+	struct statvfs fs;
+
+	if (img->is_device || fstatvfs(img->fd, &fs))
+		return UINT64_MAX;
+	return (uint64_t)fs.f_bavail * fs.f_frsize;
+}
+
+/* --- images of our own --- */
+
+/* Make what happened to names in path's directory durable. */
+static int sync_directory(const char *path, struct error *err)
+{
+	const char *slash = strrchr(path, '/');
+	char *dir = slash ? strndup(path, (size_t)(slash - path) + 1)
+			  : strdup(".");
+	int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	int result = fd < 0 ? -1 : fsync(fd);
+
+	if (result)
+		error_set(err, ERROR_SYSTEM, errno, path,
+			  "cannot sync its directory");
+	if (fd >= 0)
+		close(fd);
+	free(dir);
+	return result;
+}
+
+/* Left over by a run that was killed, if nobody holds it. */
+static int open_partial(struct image *img, struct error *err)
+{
+	int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
+
+	img->fd = open(img->partial, flags, 0600);
+	if (img->fd < 0)
+		return error_set(err, ERROR_SYSTEM, errno, img->path,
+				 "cannot create");
+	if (lock_file(img, IMAGE_WRITE, err))
+		return -1;
+	if (ftruncate(img->fd, 0) || ftruncate(img->fd, (off_t)img->size))
+		return error_set(err, ERROR_SYSTEM, errno, img->path,
+				 "cannot make it %" PRIu64 " bytes long",
+				 img->size);
+	return 0;
+}
+
+int image_create(struct image *img, const char *path, uint64_t size,
+		 struct error *err)
+{
+	static const char suffix[] = ".snapmerge-partial";
+	size_t len = strlen(path) + sizeof(suffix);
+	struct stat st;
+
+	*img = (struct image){ .path = path,
+			       .fd = -1,
+			       .bypass_fd = -1,
+			       .size = size,
+			       .partial = malloc(len) };
+	if (!img->partial)
+		return error_set(err, ERROR_SYSTEM, ENOMEM, path,
+				 "cannot create");
+	snprintf(img->partial, len, "%s%s", path, suffix);
+	if (!lstat(path, &st)) {
+		error_set(err, ERROR_SYSTEM, EEXIST, path, "cannot create");
+		goto fail;
+	}
+	if (!open_partial(img, err) && !fstat(img->fd, &st))
+		return 0;
+fail:
+	free(img->partial);
+	img->partial = NULL;
+	if (img->fd >= 0)
+		close(img->fd);
+	img->fd = -1;
+	return -1;
+}
+
+int image_publish(struct image *img, struct error *err)
+{
+	if (image_sync(img, err))
+		return -1;
+	if (link(img->partial, img->path))
+		return error_set(err, ERROR_SYSTEM, errno, img->path,
+				 "cannot create");
+	unlink(img->partial);
+	free(img->partial);
+	img->partial = NULL;
+	return sync_directory(img->path, err);
+}
+
+void image_abandon(struct image *img)
+{
+	struct error ignored;
+
+	if (img->partial)
+		unlink(img->partial);
+	free(img->partial);
+	img->partial = NULL;
+	image_close(img, &ignored);
+}
+
+/* The next stretch of data at or after offset, [*data, *end); false: none. */
+static bool next_data(const struct image *src, uint64_t offset, uint64_t *data,
+		      uint64_t *end)
+{
+	off_t at = src->is_device ? (off_t)offset
+				  : lseek(src->fd, (off_t)offset, SEEK_DATA);
+	off_t hole = -1;
+
+	if (at < 0 && errno == ENXIO)
+		return false;
+	*data = at < 0 ? offset : (uint64_t)at;
+	if (!src->is_device && at >= 0)
+		hole = lseek(src->fd, at, SEEK_HOLE);
+	*end = hole < 0 ? src->size : (uint64_t)hole;
+	return true;
+}
+
+/* Copy, or with src NULL zero, the range [offset, end) by way of buf. */
+static int copy_range(const struct image *dst, const struct image *src,
+		      uint64_t offset, uint64_t end, uint8_t *buf,
+		      bool (*stop)(void *context), void *context,
+		      struct error *err)
+{
+	while (offset < end) {
+		size_t len = end - offset < COPY_BUFFER ? (size_t)(end - offset)
+							: COPY_BUFFER;
+		struct iovec iov = { buf, len };
+
+		if (stop(context))
+			return 1;
+		if (src && image_read_medium(src, buf, len, offset, err))
+			return -1;
+		if (!src)
+			memset(buf, 0, len);
+		if (image_write(dst, &iov, 1, offset, err))
+			return -1;
+		image_start_writeback(dst);
+		offset += len;
+	}
+	return 0;
+}
+
+int image_copy(const struct image *dst, const struct image *src, bool share,
+	       bool (*stop)(void *context), void *context, struct error *err)
+{
+	uint64_t offset = 0, data, end;
+	uint8_t *buf;
+	int result = 0;
+
+	if (share && !dst->is_device && !ioctl(dst->fd, CLONE, src->fd))
+		return 0;
+	buf = aligned_alloc(IMAGE_ALIGNMENT, COPY_BUFFER);
+	if (!buf)
+		return error_set(err, ERROR_SYSTEM, ENOMEM, dst->path,
+				 "cannot copy");
+	while (!result && offset < src->size) {
+		if (!next_data(src, offset, &data, &end))
+			data = end = src->size;
+		if (dst->is_device)
+			result = copy_range(dst, NULL, offset, data, buf, stop,
+					    context, err);
+		if (!result)
+			result = copy_range(dst, src, data, end, buf, stop,
+					    context, err);
+		offset = end;
+	}
+	free(buf);
+	return result;
 }

@@ -47,6 +47,7 @@ int error_set(struct error *err, enum error_kind kind, int sys,
 enum image_use {
 	IMAGE_PEEK,  /* read, without a lock: tolerates any other user */
 	IMAGE_PROBE, /* read, refused wherever IMAGE_WRITE would be */
+	IMAGE_SHARE, /* read, together with other readers, but no writer */
 	IMAGE_WRITE  /* read and write, alone */
 };
 
@@ -56,6 +57,7 @@ struct image {
 	int bypass_fd; /* O_DIRECT and read-only, or -1 */
 	bool is_device;
 	uint64_t size;
+	char *partial; /* the name of a created file until it is published */
 };
 
 /* Memory for reads and writes is best aligned to this many bytes. */
@@ -66,10 +68,12 @@ struct image {
  *
  * IMAGE_WRITE takes an open-file-description write lock over the whole of a
  * regular file (it collides with QEMU's image locks and with itself) and opens
- * a device with O_EXCL; both last until image_close(). IMAGE_PROBE holds a
- * read lock instead. Except under IMAGE_PEEK, a file or device that backs a
- * loop device is refused too. A device's page cache is written back and
- * dropped, because device mapper goes around it.
+ * a device with O_EXCL; both last until image_close(). IMAGE_PROBE takes no
+ * lock but finds out whether it could. IMAGE_SHARE locks out snapmerge and QEMU
+ * only where they would write; a device it opens with O_EXCL. Except under
+ * IMAGE_PEEK, a file or device that backs a loop device is refused too. A
+ * device's page cache is written back and dropped, because device mapper goes
+ * around it.
  *
  * Nothing is created, truncated or changed. 0, or -1 and *err: ERROR_BUSY if
  * in use, else ERROR_SYSTEM. On failure *img is closed.
@@ -137,11 +141,19 @@ void image_prefetch(const struct image *img, uint64_t offset, uint64_t len);
 void image_forget(const struct image *img);
 
 /*
- * Whether blocks of src can be shared with dst: regular files of one file
- * system that knows how. Asks by sharing nothing; changes nothing. 0, or the
- * errno value that says why not.
+ * How many of len bytes at offset lie in holes, so that writing there needs
+ * new blocks. 0 for devices, and where the file system cannot tell.
  */
-int image_can_clone(const struct image *dst, const struct image *src);
+uint64_t image_hole(const struct image *img, uint64_t offset, uint64_t len);
+
+/*
+ * Whether blocks of src can be shared with dst in pieces of granule bytes:
+ * regular files of one file system that knows how, and whose blocks are not
+ * larger. Asks by sharing nothing; changes nothing. 0, or the errno value that
+ * says why not.
+ */
+int image_can_clone(const struct image *dst, const struct image *src,
+		    uint64_t granule);
 
 /*
  * Share len bytes of src at src_offset with dst at dst_offset. Not durable
@@ -151,5 +163,49 @@ int image_can_clone(const struct image *dst, const struct image *src);
 int image_clone(const struct image *dst, uint64_t dst_offset,
 		const struct image *src, uint64_t src_offset, uint64_t len,
 		struct error *err);
+
+/*
+ * Whether image_discard() can give space back: a file whose file system punches
+ * holes, or any device. Changes nothing. 0, or the errno value.
+ */
+int image_can_discard(const struct image *img);
+
+/*
+ * Give len bytes at offset back: a hole in a file, a discard on a device. They
+ * read as anything afterwards. A device that cannot is left as it is. 0, or -1
+ * and *err.
+ */
+int image_discard(const struct image *img, uint64_t offset, uint64_t len,
+		  struct error *err);
+
+/* Bytes that the file system of a file has left for us; UINT64_MAX: a device */
+uint64_t image_free_space(const struct image *img);
+
+/*
+ * Create a file of size bytes, all holes, for reading and writing, locked as by
+ * IMAGE_WRITE. It is made under another name beside path and gets its own by
+ * image_publish(): it appears whole or not at all. Fails if path exists. 0, or
+ * -1 and *err.
+ */
+int image_create(struct image *img, const char *path, uint64_t size,
+		 struct error *err);
+
+/*
+ * Sync a created image and give it its name, durably. It stays open. Fails if
+ * that name exists by now. 0, or -1 and *err.
+ */
+int image_publish(struct image *img, struct error *err);
+
+/* Close a created image that was not published, and remove it. */
+void image_abandon(struct image *img);
+
+/*
+ * Make dst, which is blank and no smaller, read like src: blocks are shared if
+ * share allows it and the file system can, holes stay holes in a file, and a
+ * device is written throughout. stop is asked now and then whether to give up.
+ * 0, 1 if stopped, -1 and *err.
+ */
+int image_copy(const struct image *dst, const struct image *src, bool share,
+	       bool (*stop)(void *context), void *context, struct error *err);
 
 #endif

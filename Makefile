@@ -1,0 +1,173 @@
+# make            build snapmerge: a C compiler and libc are all it takes
+# make help       what else there is
+VERSION = 1.0
+
+DESTDIR =
+PREFIX  = /usr/local
+SBINDIR = $(PREFIX)/sbin
+MANDIR  = $(PREFIX)/share/man
+
+# The user's flags: from the environment or the command line, used last.
+CFLAGS   ?= -O2 -g
+CPPFLAGS ?=
+LDFLAGS  ?=
+
+WARN = -Wall -Wextra -Wpedantic -Wshadow -Wundef -Wvla \
+       -Wstrict-prototypes -Wmissing-prototypes -Wwrite-strings \
+       -Wcast-qual -Wimplicit-fallthrough -Wconversion
+
+# Fortification needs an optimiser, sanitizers do better, and a level that the
+# user has chosen stands.
+OPTIMISED = $(filter-out -O0,$(filter -O%,$(CFLAGS)))
+FORTIFIED = $(findstring FORTIFY_SOURCE,$(CPPFLAGS) $(CFLAGS))
+SANITIZED = $(findstring -fsanitize,$(CFLAGS))
+FORTIFY   = $(if $(OPTIMISED),$(if $(FORTIFIED)$(SANITIZED),,\
+            -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2))
+PIE       = $(if $(findstring -static,$(LDFLAGS)),,-pie)
+
+ALL_CPPFLAGS = -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(FORTIFY) \
+               -DSNAPMERGE_VERSION='"$(VERSION)"' $(CPPFLAGS)
+ALL_CFLAGS   = -std=c11 -pthread $(WARN) -fPIE -fstack-protector-strong \
+               $(CFLAGS)
+ALL_LDFLAGS  = $(PIE) -Wl,-z,relro,-z,now $(LDFLAGS)
+LINK         = $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^)
+
+#: all             build snapmerge (the default)
+all: snapmerge
+
+# Every program of the tree and all that it is linked from. A test gets its own
+# layer and those below, so that a dependency upwards does not link.
+image    = build/image.o
+cowstore = build/cowstore.o build/verify.o $(image)
+copier   = build/copier.o build/engine.o build/transfer.o $(cowstore)
+builder  = build/builder.o
+UNITS    = build/test_image build/test_cowstore build/test_copier
+LOGS     = $(patsubst %,build/log/%.log,$(notdir $(UNITS)) cli crash-slice kill)
+
+snapmerge: build/snapmerge.o build/options.o build/report.o $(copier)
+build/mkstore: build/mkstore.o $(builder)
+build/crash: build/crash.o build/trace.o $(builder) $(copier)
+build/test_image: build/test_image.o $(image)
+build/test_cowstore: build/test_cowstore.o $(builder) $(cowstore)
+build/test_copier: build/test_copier.o build/trace.o $(builder) $(copier)
+
+# Memory and threads can be made scarce for the copier.
+build/test_copier: private ALL_LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc \
+	-Wl,--wrap=aligned_alloc,--wrap=pthread_create
+
+snapmerge build/mkstore build/crash:
+	$(LINK)
+
+$(UNITS):
+	$(LINK) $$(pkg-config --libs check)
+
+build/%.o: %.c build/flags
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+build/%.o: test/%.c build/flags
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+# Other flags than last time, or another compiler: everything is built anew.
+build/flags: export FLAGS = $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
+build/flags: FORCE
+	@mkdir -p build
+	@printf '%s\n' "$$FLAGS" | cmp -s - $@ || printf '%s\n' "$$FLAGS" > $@
+
+-include $(wildcard build/*.d)
+
+#: static          the same as one static program, with musl-gcc if there is one
+static: CC := $(or $(shell command -v musl-gcc),$(CC))
+static:
+	@$(MAKE) --no-print-directory CC='$(CC)' LDFLAGS='$(LDFLAGS) -static' all
+
+#: install         put it and its manual under DESTDIR and PREFIX (/usr/local)
+# Installs what was built last, whatever its flags were.
+install: $(if $(wildcard snapmerge),,all)
+	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MANDIR)/man8'
+	install -m 755 snapmerge '$(DESTDIR)$(SBINDIR)'
+	install -m 644 man/snapmerge.8 '$(DESTDIR)$(MANDIR)/man8'
+
+#: uninstall       remove what install put there
+uninstall:
+	rm -f '$(DESTDIR)$(SBINDIR)/snapmerge'
+	rm -f '$(DESTDIR)$(MANDIR)/man8/snapmerge.8'
+
+#: demo            merge a sample, interrupted and resumed, and prove it right
+demo: snapmerge build/mkstore
+	@test/demo
+
+#: check           the default tests: all of the next four, below 3 minutes
+check: check-tools
+	@rm -rf build/log && mkdir -p build/log
+	@touch $(LOGS)
+	@$(MAKE) -k --no-print-directory \
+		check-units check-cli check-crash-slice check-kill; \
+	code=$$?; test/summary $(LOGS) && exit $$code
+
+# $(call run,NAME,COMMAND): its output in a log for test/summary, its exit
+# status in the log's last line and as that of the recipe.
+run = @mkdir -p build/log; \
+      ($(2); echo "$(1): exit $$?") 2>&1 | tee build/log/$(1).log; \
+      tail -n 1 build/log/$(1).log | grep -qx '$(1): exit 0'
+
+#: check-units     each layer, linked with nothing but those below it
+check-units: check-tools $(UNITS:build/%=check-%)
+
+$(UNITS:build/%=check-%): check-%: build/%
+	$(call run,$*,$<)
+
+#: check-cli       the command line, as a user sees it
+check-cli: check-tools snapmerge build/mkstore
+	$(call run,cli,bats --tap test/cli)
+
+#: check-crash-slice  the quick part of check-crash
+check-crash-slice: build/crash
+	$(call run,crash-slice,build/crash)
+
+#: check-kill      killed at a random moment and run again, 200 times
+check-kill: snapmerge build/mkstore
+	$(call run,kill,test/kill)
+
+#: check-crash     every power cut that the simulator can think of
+check-crash: build/crash
+	$(call run,crash,build/crash --long)
+
+#: check-mutants   deliberate faults, each of which the tests must find
+check-mutants: check-tools
+	$(call run,mutants,test/mutants/run $(ARGS))
+
+#: check-kernel    against the real kernel and LVM, in a virtual machine
+check-kernel: snapmerge
+	$(call run,kernel,test/kernel/run $(ARGS))
+
+#: bench           how fast it is
+bench: snapmerge build/mkstore
+	test/bench/run $(ARGS)
+
+check-tools:
+	@missing=; \
+	for tool in bats pkg-config xz; do \
+		command -v $$tool > /dev/null || missing="$$missing $$tool"; \
+	done; \
+	! command -v pkg-config > /dev/null || pkg-config --exists check || \
+		missing="$$missing check"; \
+	test -z "$$missing" || { \
+		echo "The tests need what is not here:$$missing. Run:"; \
+		echo "    apt-get install bats check pkg-config xz-utils"; \
+		exit 1; \
+	} >&2
+
+#: clean           remove all that was built
+clean:
+	rm -rf build snapmerge
+
+#: help            this list
+help:
+	@sed -n 's/^#: //p' Makefile
+
+FORCE:
+
+.PHONY: all static install uninstall demo check check-units check-cli \
+	check-crash-slice check-kill check-crash check-mutants check-kernel \
+	bench check-tools clean help FORCE $(UNITS:build/%=check-%)
+.DELETE_ON_ERROR:
