@@ -6,6 +6,7 @@ DESTDIR =
 PREFIX  = /usr/local
 SBINDIR = $(PREFIX)/sbin
 MANDIR  = $(PREFIX)/share/man
+BASHDIR = $(PREFIX)/share/bash-completion/completions
 
 # The user's flags: from the environment or the command line, used last.
 CFLAGS   ?= -O2 -g
@@ -80,17 +81,35 @@ static: CC := $(or $(shell command -v musl-gcc),$(CC))
 static:
 	@$(MAKE) --no-print-directory CC='$(CC)' LDFLAGS='$(LDFLAGS) -static' all
 
-#: install         put it and its manual under DESTDIR and PREFIX (/usr/local)
+#: install         put it, its manual and the completion for bash under DESTDIR
+#:                 and PREFIX (/usr/local)
 # Installs what was built last, whatever its flags were.
 install: $(if $(wildcard snapmerge),,all)
-	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MANDIR)/man8'
+	install -d '$(DESTDIR)$(SBINDIR)' '$(DESTDIR)$(MANDIR)/man8' \
+		'$(DESTDIR)$(BASHDIR)'
 	install -m 755 snapmerge '$(DESTDIR)$(SBINDIR)'
 	install -m 644 man/snapmerge.8 '$(DESTDIR)$(MANDIR)/man8'
+	install -m 644 man/snapmerge.bash '$(DESTDIR)$(BASHDIR)/snapmerge'
 
 #: uninstall       remove what install put there
+# Directories that install may have made go as well, if nobody else uses them.
 uninstall:
 	rm -f '$(DESTDIR)$(SBINDIR)/snapmerge'
 	rm -f '$(DESTDIR)$(MANDIR)/man8/snapmerge.8'
+	rm -f '$(DESTDIR)$(BASHDIR)/snapmerge'
+	-@rmdir '$(DESTDIR)$(MANDIR)/man8' '$(DESTDIR)$(BASHDIR)' \
+		'$(DESTDIR)$(PREFIX)/share/bash-completion' 2> /dev/null || :
+
+#: dist            the sources of the commit that is checked out, as
+#:                 build/snapmerge-VERSION.tar.gz; the same bytes everywhere
+# All files have the time of the commit. What a user has set for git or gzip
+# does not count.
+DIST = snapmerge-$(VERSION)
+dist:
+	@mkdir -p build
+	git -c tar.umask=0022 -c core.autocrlf=false archive --format=tar \
+		--prefix=$(DIST)/ -o build/$(DIST).tar HEAD
+	env -u GZIP gzip -n -9 -f build/$(DIST).tar
 
 #: demo            merge a sample, interrupted and resumed, and prove it right
 demo: snapmerge build/mkstore
@@ -117,20 +136,28 @@ $(UNITS:build/%=check-%): check-%: build/%
 	$(call run,$*,$<)
 
 #: check-cli       the command line, as a user sees it
+CLI = test/cli
 check-cli: check-tools snapmerge build/mkstore
-	$(call run,cli,bats --tap test/cli)
+	$(call run,cli,bats --tap $(CLI))
+
+# Stores that a kernel has written, unpacked.
+FIXTURES = $(patsubst test/%.tar.xz,build/%,$(wildcard test/fixtures/*.tar.xz))
+
+build/fixtures/%: test/fixtures/%.tar.xz
+	@mkdir -p $@
+	tar -xJf $< -C $@
 
 #: check-crash-slice  the quick part of check-crash
-check-crash-slice: build/crash
-	$(call run,crash-slice,build/crash)
+check-crash-slice: build/crash $(FIXTURES)
+	$(call run,crash-slice,build/crash $(FIXTURES))
 
 #: check-kill      killed at a random moment and run again, 200 times
 check-kill: snapmerge build/mkstore
 	$(call run,kill,test/kill)
 
 #: check-crash     every power cut that the simulator can think of
-check-crash: build/crash
-	$(call run,crash,build/crash --long)
+check-crash: build/crash $(FIXTURES)
+	$(call run,crash,build/crash --long $(FIXTURES))
 
 #: check-mutants   deliberate faults, each of which the tests must find
 check-mutants: check-tools
@@ -167,7 +194,7 @@ help:
 
 FORCE:
 
-.PHONY: all static install uninstall demo check check-units check-cli \
+.PHONY: all static install uninstall dist demo check check-units check-cli \
 	check-crash-slice check-kill check-crash check-mutants check-kernel \
 	bench check-tools clean help FORCE $(UNITS:build/%=check-%)
 .DELETE_ON_ERROR:

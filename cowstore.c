@@ -34,7 +34,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define SECTOR	    512u
@@ -67,9 +66,6 @@ struct disk_record {
 _Static_assert(sizeof(struct disk_record) == SECTOR, "record is one sector");
 #define RECORD_OFFSET SECTOR
 #define RECORD_MAGIC  UINT64_C(0x3167726d70616e73) /* "snapmrg1" */
-
-/* Entries read or zeroed by one call: 64 KiB. */
-#define BLOCK 4096
 
 /* Areas that are fetched ahead of a walk, in the end. */
 #define MAX_AHEAD 256
@@ -234,25 +230,17 @@ int cowstore_read(const struct cowstore *store, uint64_t first, size_t count,
 	return 0;
 }
 
-int cowstore_walk_open(struct cowstore_walk *w, const struct cowstore *store,
-		       uint64_t first, uint64_t end, struct error *err)
+void cowstore_walk_begin(struct cowstore_walk *w, const struct cowstore *store,
+			 uint64_t first, uint64_t end)
 {
 	uint64_t room = areas(store) * entries_per_area(store);
 
-	*w = (struct cowstore_walk){ .store = store,
-				     .next = first,
-				     .end = end < room ? end : room };
-	w->block = malloc(BLOCK * sizeof(*w->block));
-	if (!w->block)
-		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-				 "cannot read the table");
-	return 0;
-}
-
-void cowstore_walk_close(struct cowstore_walk *w)
-{
-	free(w->block);
-	w->block = NULL;
+	w->store = store;
+	w->count = 0;
+	w->first = w->next = first;
+	w->end = end < room ? end : room;
+	w->fetched = w->ahead = 0;
+	w->ended = false;
 }
 
 /* The farther the walk has come, the farther ahead areas are fetched. */
@@ -283,7 +271,9 @@ int cowstore_walk_next(struct cowstore_walk *w, struct error *err)
 	if (!w->count || w->next % entries_per_area(w->store) == 0)
 		fetch_ahead(w);
 	n = within_area(w->store, w->next,
-			w->end - w->next < BLOCK ? w->end : w->next + BLOCK);
+			w->end - w->next < COWSTORE_BLOCK
+				? w->end
+				: w->next + COWSTORE_BLOCK);
 	if (read_entries(w->store, w->next, n, w->block, err))
 		return -1;
 	w->first = w->next;
@@ -307,8 +297,9 @@ static int find_stale(struct cowstore *store, struct exception *block,
 	if (store->no_end)
 		return 0;
 	while (at < end) {
-		size_t n = within_area(store, at,
-				       end - at < BLOCK ? end : at + BLOCK);
+		size_t n = within_area(
+			store, at,
+			end - at < COWSTORE_BLOCK ? end : at + COWSTORE_BLOCK);
 
 		if (read_entries(store, at, n, block, err))
 			return -1;
@@ -401,7 +392,7 @@ static int read_record(struct cowstore *store, struct error *err)
 	return 0;
 }
 
-int cowstore_settle(struct cowstore *store, const struct cowstore_walk *w,
+int cowstore_settle(struct cowstore *store, struct cowstore_walk *w,
 		    struct error *err)
 {
 	store->exceptions = w->first + w->count;
@@ -425,8 +416,7 @@ int cowstore_runs(const struct cowstore *store, uint64_t first, uint64_t end,
 	struct run run = { 0 };
 	int more;
 
-	if (cowstore_walk_open(&w, store, first, end, err))
-		return -1;
+	cowstore_walk_begin(&w, store, first, end);
 	while ((more = cowstore_walk_next(&w, err)) > 0) {
 		for (size_t i = 0; i < w.count; i++) {
 			const struct exception *ex = &w.block[i];
@@ -442,7 +432,6 @@ int cowstore_runs(const struct cowstore *store, uint64_t first, uint64_t end,
 	}
 	if (run.length)
 		visit(context, &run);
-	cowstore_walk_close(&w);
 	return more;
 }
 
@@ -482,15 +471,15 @@ static int write_record(struct cowstore *store, uint64_t left,
 static int zero_entries(const struct cowstore *store, uint64_t first,
 			uint64_t end, struct error *err)
 {
-	static uint8_t zeros[BLOCK * sizeof(struct disk_exception)];
+	static uint8_t zeros[COWSTORE_BLOCK * sizeof(struct disk_exception)];
 	uint64_t e = entries_per_area(store);
 
 	while (end > first) {
 		uint64_t from = (end - 1) / e * e;
 		struct iovec iov = { .iov_base = zeros };
 
-		if (end - from > BLOCK)
-			from = end - BLOCK;
+		if (end - from > COWSTORE_BLOCK)
+			from = end - COWSTORE_BLOCK;
 		if (from < first)
 			from = first;
 		iov.iov_len = (size_t)(end - from) *

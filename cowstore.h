@@ -79,10 +79,15 @@ int cowstore_open(struct cowstore *store, const struct image *image,
 int cowstore_read(const struct cowstore *store, uint64_t first, size_t count,
 		  struct exception *out, struct error *err);
 
-/* A walk over a part of the table, a block of exceptions at a time. */
+/* Exceptions that a walk reads at once: 64 KiB. */
+#define COWSTORE_BLOCK 4096
+
+/*
+ * A walk over a part of the table, a block of exceptions at a time. It needs no
+ * memory but itself, so that it cannot fail for lack of it in mid-merge.
+ */
 struct cowstore_walk {
 	const struct cowstore *store;
-	struct exception *block;
 	size_t count;	  /* exceptions in the block */
 	uint64_t first;	  /* number of the block's first */
 	uint64_t next;	  /* number of the first entry not yet read */
@@ -90,25 +95,24 @@ struct cowstore_walk {
 	uint64_t fetched; /* areas before this one were asked for */
 	uint64_t ahead;	  /* areas to ask for ahead */
 	bool ended;	  /* the table's end was seen */
+	struct exception block[COWSTORE_BLOCK];
 };
 
 /*
  * Begin a walk over the exceptions [first, end), or to the table's end if that
- * comes first. What they name need not have been verified. 0, or -1 and *err.
+ * comes first. What they name need not have been verified.
  */
-int cowstore_walk_open(struct cowstore_walk *w, const struct cowstore *store,
-		       uint64_t first, uint64_t end, struct error *err);
+void cowstore_walk_begin(struct cowstore_walk *w, const struct cowstore *store,
+			 uint64_t first, uint64_t end);
 
 /* 1: the block has exceptions; 0: there are no more; -1 and *err. */
 int cowstore_walk_next(struct cowstore_walk *w, struct error *err);
-
-void cowstore_walk_close(struct cowstore_walk *w);
 
 /*
  * Note in *store what follows from a walk over the whole table that found no
  * more, and what stands behind its end: the second part of *store.
  */
-int cowstore_settle(struct cowstore *store, const struct cowstore_walk *w,
+int cowstore_settle(struct cowstore *store, struct cowstore_walk *w,
 		    struct error *err);
 
 /* Whether a chunk of the COW is a metadata area. */

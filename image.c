@@ -36,6 +36,13 @@ struct clone_range {
 #define CLONE	    _IOW(0x94, 9, int)
 #define DISCARD	    _IO(0x12, 119)
 
+/* glibc's ioctl() takes any request as it is, musl's wants an int. */
+#ifdef __GLIBC__
+#define REQUEST(r) (r)
+#else
+#define REQUEST(r) ((int)(r))
+#endif
+
 /* Bytes that image_copy() moves at once. */
 #define COPY_BUFFER (4 << 20)
 
@@ -52,10 +59,11 @@ int error_set(struct error *err, enum error_kind kind, int sys,
 }
 
 static int failed_at(struct error *err, const struct image *img, int sys,
-		     const char *verb, size_t len, uint64_t offset)
+		     const char *verb, uint64_t len, uint64_t offset)
 {
 	error_set(err, ERROR_SYSTEM, sys, img->path,
-		  "cannot %s %zu bytes at offset %" PRIu64, verb, len, offset);
+		  "cannot %s %" PRIu64 " bytes at offset %" PRIu64, verb, len,
+		  offset);
 	err->has_offset = true;
 	err->offset = offset;
 	return -1;
@@ -193,12 +201,20 @@ static int open_checked(struct image *img, const struct stat *before, int flags,
 }
 
 /* What device mapper wrote is on the device, not in the node's page cache. */
-static int settle_device(struct image *img, struct error *err)
+static int settle_device(struct image *img, enum image_use use,
+			 struct error *err)
 {
-	if (ioctl(img->fd, BLKGETSIZE64, &img->size))
+	int read_only = 0;
+
+	if (ioctl(img->fd, REQUEST(BLKGETSIZE64), &img->size))
 		return error_set(err, ERROR_SYSTEM, errno, img->path,
 				 "cannot get the size");
-	if (ioctl(img->fd, BLKFLSBUF, 0)) {
+	/* Some kernels let one open it for writing all the same. */
+	if (use == IMAGE_WRITE &&
+	    (ioctl(img->fd, REQUEST(BLKROGET), &read_only) || read_only))
+		return error_set(err, ERROR_SYSTEM, EROFS, img->path,
+				 "cannot open for writing");
+	if (ioctl(img->fd, REQUEST(BLKFLSBUF), 0)) {
 		/* Only root may; others can drop what is clean. */
 		if (errno != EACCES && errno != EPERM)
 			return error_set(err, ERROR_SYSTEM, errno, img->path,
@@ -251,7 +267,8 @@ int image_open(struct image *img, const char *path, enum image_use use,
 		flags |= O_EXCL;
 	if (open_checked(img, &st, flags, err))
 		goto fail;
-	if (img->is_device ? settle_device(img, err) : lock_file(img, use, err))
+	if (img->is_device ? settle_device(img, use, err)
+			   : lock_file(img, use, err))
 		goto fail;
 	open_bypass(img, &st);
 	return 0;
@@ -273,15 +290,40 @@ int image_close(struct image *img, struct error *err)
 	return 0;
 }
 
+/* Leave O_DIRECT mode; whether the descriptor was in it. */
+static bool leave_direct(const struct image *img)
+{
+	int flags = fcntl(img->fd, F_GETFL);
+
+	return flags >= 0 && (flags & O_DIRECT) &&
+	       !fcntl(img->fd, F_SETFL, flags & ~O_DIRECT);
+}
+
+/*
+ * Whether to try again: EINVAL may be O_DIRECT's, for an unaligned tail or on a
+ * file system that refuses it late. Another thread may have left that mode in
+ * between, hence one more try in any case.
+ */
+static bool refused_direct(const struct image *img, bool *retried)
+{
+	bool again = errno == EINVAL && (leave_direct(img) || !*retried);
+
+	*retried = true;
+	return again;
+}
+
 int image_read(const struct image *img, void *buf, size_t len, uint64_t offset,
 	       struct error *err)
 {
+	bool retried = false;
 	uint8_t *at = buf;
 
 	while (len) {
 		ssize_t n = pread(img->fd, at, len, (off_t)offset);
 
 		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && refused_direct(img, &retried))
 			continue;
 		if (n <= 0)
 			return failed_at(err, img, n ? errno : ENODATA, "read",
@@ -321,15 +363,6 @@ int image_read_medium(const struct image *img, void *buf, size_t len,
 	return 0;
 }
 
-/* Leave O_DIRECT mode; whether the descriptor was in it. */
-static bool leave_direct(const struct image *img)
-{
-	int flags = fcntl(img->fd, F_GETFL);
-
-	return flags >= 0 && (flags & O_DIRECT) &&
-	       !fcntl(img->fd, F_SETFL, flags & ~O_DIRECT);
-}
-
 static size_t total(const struct iovec *iov, int count)
 {
 	size_t sum = 0;
@@ -349,16 +382,8 @@ int image_write(const struct image *img, struct iovec *iov, int count,
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		/*
-		 * EINVAL may be O_DIRECT's: an unaligned tail, or a file system
-		 * that refuses it late. Another thread may have left that mode
-		 * in between, hence one retry in any case.
-		 */
-		if (n < 0 && errno == EINVAL &&
-		    (leave_direct(img) || !retried)) {
-			retried = true;
+		if (n < 0 && refused_direct(img, &retried))
 			continue;
-		}
 		if (n <= 0)
 			return failed_at(err, img, n ? errno : ENOSPC, "write",
 					 total(iov, count), offset);
@@ -442,7 +467,7 @@ static int clone_range(const struct image *dst, uint64_t dst_offset,
 	int result;
 
 	do {
-		result = ioctl(dst->fd, CLONE_RANGE, &range);
+		result = ioctl(dst->fd, REQUEST(CLONE_RANGE), &range);
 	} while (result && errno == EINTR);
 	return result ? errno : 0;
 }
@@ -501,12 +526,13 @@ int image_discard(const struct image *img, uint64_t offset, uint64_t len,
 	int result;
 
 	do {
-		result = img->is_device ? ioctl(img->fd, DISCARD, range)
-					: punch(img, offset, len);
+		result = img->is_device
+				 ? ioctl(img->fd, REQUEST(DISCARD), range)
+				 : punch(img, offset, len);
 	} while (result && errno == EINTR);
 	if (!result || (img->is_device && errno == EOPNOTSUPP))
 		return 0;
-	return failed_at(err, img, errno, "discard", (size_t)len, offset);
+	return failed_at(err, img, errno, "discard", len, offset);
 }
 
 uint64_t image_free_space(const struct image *img)
@@ -660,7 +686,8 @@ int image_copy(const struct image *dst, const struct image *src, bool share,
 	uint8_t *buf;
 	int result = 0;
 
-	if (share && !dst->is_device && !ioctl(dst->fd, CLONE, src->fd))
+	if (share && !dst->is_device &&
+	    !ioctl(dst->fd, REQUEST(CLONE), src->fd))
 		return 0;
 	buf = aligned_alloc(IMAGE_ALIGNMENT, COPY_BUFFER);
 	if (!buf)

@@ -315,7 +315,7 @@ static void text_fact(const struct fact *f)
 	char label[40];
 	size_t i;
 
-	for (i = 0; f->name[i] && i < sizeof(label) - 2; i++)
+	for (i = 0; i < sizeof(label) - 2 && f->name[i]; i++)
 		label[i] = f->name[i] == '_' ? ' ' : f->name[i];
 	label[i++] = ':';
 	label[i] = '\0';
@@ -492,16 +492,17 @@ void report_plan(struct report *r, const struct cowstore *store,
 
 void report_run(struct report *r, const struct run *run)
 {
-	const char *form = "%" PRIu64 " %" PRIu64 " %" PRIu64 "\n";
-
-	if (r->json) {
-		if (!r->listing)
-			json_key(r, "runs");
-		fputs(r->listing ? ",\n" : "[", stdout);
-		r->listing = true;
-		form = "[%" PRIu64 ", %" PRIu64 ", %" PRIu64 "]";
+	if (!r->json) {
+		printf("%" PRIu64 " %" PRIu64 " %" PRIu64 "\n", run->old_chunk,
+		       run->new_chunk, run->length);
+		return;
 	}
-	printf(form, run->old_chunk, run->new_chunk, run->length);
+	if (!r->listing)
+		json_key(r, "runs");
+	printf("%s[%" PRIu64 ", %" PRIu64 ", %" PRIu64 "]",
+	       r->listing ? ",\n" : "[", run->old_chunk, run->new_chunk,
+	       run->length);
+	r->listing = true;
 }
 
 void report_runs_end(struct report *r)
@@ -639,7 +640,10 @@ void report_undo(struct report *r, const char *origin, const char *undo)
 void report_stopped(struct report *r, int code, const struct copier_progress *p)
 {
 	say(r, "stopped as asked");
-	say_half_merged(r, p, "run the same command again to go on");
+	if (p->before + p->committed)
+		say_half_merged(r, p, "run the same command again to go on");
+	else
+		say(r, "origin and COW are as they were");
 	if (r->json) {
 		json_begin(r, "stopped", code);
 		progress_facts(r, p);
@@ -650,19 +654,19 @@ void report_stopped(struct report *r, int code, const struct copier_progress *p)
 static void say_advice(struct report *r, const struct error *err,
 		       const struct copier_progress *p)
 {
-	if (p->touched)
+	if (p->touched || p->committed)
 		say_half_merged(r, p,
 				"run the same command again once the cause is "
 				"gone");
 	else if (err->kind == ERROR_BUSY)
-		say(r, "this run wrote nothing; run the same command again "
-		       "when nothing else uses origin and COW");
+		say(r, "origin and COW are as they were; run the same command "
+		       "again when nothing else uses them");
 	else if (err->kind == ERROR_REFUSED)
-		say(r, "this run wrote nothing; check that these are the "
-		       "right origin and COW");
+		say(r, "origin and COW are as they were; check that they are "
+		       "the right ones");
 	else
-		say(r, "this run wrote nothing; run the same command again "
-		       "once the cause is gone");
+		say(r, "origin and COW are as they were; run the same command "
+		       "again once the cause is gone");
 }
 
 void report_failed(struct report *r, int code, const struct error *err,

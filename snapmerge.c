@@ -45,15 +45,33 @@ static void find_stops(sigset_t *set)
 			sigaddset(set, signals[i]);
 }
 
+static void write_all(int fd, const char *text)
+{
+	size_t len = strlen(text);
+
+	while (len) {
+		ssize_t n = write(fd, text, len);
+
+		if (n <= 0)
+			return;
+		text += n;
+		len -= (size_t)n;
+	}
+}
+
 static void leave_at_once(int sig)
 {
-	static const char text[] =
-		"snapmerge: stopped as asked; this run wrote nothing\n";
-
 	(void)sig;
-	if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
-		_exit(EXIT_STOPPED);
+	write_all(STDERR_FILENO, "snapmerge: stopped as asked; "
+				 "origin and COW are as they were\n");
 	_exit(EXIT_STOPPED);
+}
+
+static void leave_at_once_json(int sig)
+{
+	write_all(STDOUT_FILENO, "{\"result\": \"stopped\", \"exit_code\": 3, "
+				 "\"committed\": 0}\n");
+	leave_at_once(sig);
 }
 
 /*
@@ -63,7 +81,9 @@ static void leave_at_once(int sig)
  */
 static void watch_signals(struct job *job)
 {
-	struct sigaction leave = { .sa_handler = leave_at_once };
+	struct sigaction leave = { .sa_handler = job->settings->json
+							 ? leave_at_once_json
+							 : leave_at_once };
 	sigset_t tell;
 
 	find_stops(&job->stops);

@@ -72,33 +72,34 @@ static size_t slack(const struct copier_plan *plan)
 }
 
 /*
- * Read the origin at chunks for which it holds: through the page cache, many
- * at a time, where they are scattered; from the medium where they are not or
- * where that is the point.
+ * Whether the origin is read through the page cache, many chunks at a time:
+ * what is going to be overwritten, where it is scattered. What is compared
+ * comes from the medium: after a failed sync the page cache may hold what was
+ * never written.
  */
+static bool reads_cached(const struct worker *w)
+{
+	return transfer_pass(w) == PASS_SAVE && !w->engine->plan->direct;
+}
+
 static int read_origin(const struct worker *w, void *buf, size_t len,
 		       uint64_t offset, struct error *err)
 {
-	const struct engine *e = w->engine;
+	const struct image *origin = w->engine->origin;
 
-	if (e->plan->direct || transfer_pass(w) == PASS_COMPARE)
-		return image_read_medium(e->origin, buf, len, offset, err);
-	return image_read(e->origin, buf, len, offset, err);
+	if (reads_cached(w))
+		return image_read(origin, buf, len, offset, err);
+	return image_read_medium(origin, buf, len, offset, err);
 }
 
-/* Start reading what read_origin() will read; to: at which end it is. */
-static void prefetch_origin(const struct worker *w, bool to)
+/* Start reading what the moves come from. */
+static void prefetch_origin(const struct worker *w)
 {
-	const struct engine *e = w->engine;
+	const struct image *origin = w->engine->origin;
 
-	if (e->plan->direct || transfer_pass(w) == PASS_COMPARE)
-		return;
-	for (size_t i = 0; i < w->count; i++) {
-		uint64_t chunk = to ? w->moves[i].to : w->moves[i].from;
-
-		image_prefetch(e->origin, offset_of(w, chunk),
-			       inside(w, e->origin, chunk));
-	}
+	for (size_t i = 0; reads_cached(w) && i < w->count; i++)
+		image_prefetch(origin, offset_of(w, w->moves[i].from),
+			       inside(w, origin, w->moves[i].from));
 }
 
 /*
@@ -160,7 +161,7 @@ static int load_origin(struct worker *w, struct error *err)
 	size_t unit = w->engine->plan->unit, n;
 
 	sort(w, by_from);
-	prefetch_origin(w, false);
+	prefetch_origin(w);
 	for (size_t done = 0; done < w->count; done += n) {
 		struct move *mv = &w->moves[done];
 		uint8_t *at = w->buffer + done * unit;
@@ -294,7 +295,6 @@ static int compare(struct worker *w, struct error *err)
 	size_t unit = w->engine->plan->unit, kept = 0, n;
 
 	sort(w, by_to);
-	prefetch_origin(w, true);
 	for (size_t done = 0; done < w->count; done += n) {
 		uint64_t first = w->moves[done].to;
 

@@ -69,6 +69,13 @@ static bool side_advance(struct side *side)
 	return more;
 }
 
+static bool advance_both(struct side *a, struct side *b)
+{
+	bool more_a = side_advance(a), more_b = side_advance(b);
+
+	return more_a || more_b;
+}
+
 /* Note that the table names chunk; whether it did so before. */
 static bool side_seen(struct side *side, uint64_t chunk)
 {
@@ -151,8 +158,7 @@ static int check_table(struct cowstore *store, bool first, struct side *origin,
 	struct cowstore_walk w;
 	int more;
 
-	if (cowstore_walk_open(&w, store, 0, UINT64_MAX, err))
-		return -1;
+	cowstore_walk_begin(&w, store, 0, UINT64_MAX);
 	while ((more = cowstore_walk_next(&w, err)) > 0) {
 		for (size_t i = 0; i < w.count; i++) {
 			const struct exception *ex = &w.block[i];
@@ -175,7 +181,6 @@ static int check_table(struct cowstore *store, bool first, struct side *origin,
 	}
 	if (!more && first)
 		more = cowstore_settle(store, &w, err);
-	cowstore_walk_close(&w);
 	return more;
 }
 
@@ -200,7 +205,7 @@ int cowstore_verify(struct cowstore *store, uint64_t origin_size,
 	if (check_table(&verified, true, &origin, &cow, found, err))
 		goto out;
 	/* One more walk for each window of chunks that the table names. */
-	while (!found->count && (side_advance(&origin) | side_advance(&cow)))
+	while (!found->count && advance_both(&origin, &cow))
 		if (check_table(&verified, false, &origin, &cow, found, err))
 			goto out;
 	*store = verified;
@@ -219,15 +224,13 @@ static int see_all(const struct cowstore *store, uint64_t count,
 	struct cowstore_walk w;
 	int more = 0;
 
-	if (cowstore_walk_open(&w, store, 0, count, err))
-		return -1;
+	cowstore_walk_begin(&w, store, 0, count);
 	while (!*twice && (more = cowstore_walk_next(&w, err)) > 0) {
 		for (size_t i = 0; i < w.count && !*twice; i++) {
 			*chunk = w.block[i].old_chunk;
 			*twice = side_seen(origin, *chunk);
 		}
 	}
-	cowstore_walk_close(&w);
 	return more < 0 ? -1 : 0;
 }
 

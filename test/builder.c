@@ -19,8 +19,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define SINK_SIZE	(4u << 20)
-#define RUN_MAX		256u
+#define SINK_SIZE (4u << 20)
+#define RUN_MAX	  256u
 
 enum side { SIDE_ORIGIN = 1, SIDE_COW = 2 };
 
@@ -102,8 +102,9 @@ uint64_t builder_entry_offset(uint32_t chunk_sectors, uint64_t n)
 {
 	uint64_t per_area = builder_per_area(chunk_sectors);
 
-	return builder_area_chunk(chunk_sectors, n / per_area) *
-	       chunk_sectors * BUILDER_SECTOR + n % per_area * BUILDER_ENTRY;
+	return builder_area_chunk(chunk_sectors, n / per_area) * chunk_sectors *
+		       BUILDER_SECTOR +
+	       n % per_area * BUILDER_ENTRY;
 }
 
 uint64_t builder_origin_chunks(const struct builder *b)
@@ -237,8 +238,8 @@ static void check_room(const struct builder *b, enum builder_pattern pattern,
 }
 
 struct run {
-	uint64_t start;		/* chunk of the origin */
-	size_t length;		/* chunks */
+	uint64_t start; /* chunk of the origin */
+	size_t length;	/* chunks */
 };
 
 /* Cuts count chunks into runs of 1 ... longest; returns their number. */
@@ -323,8 +324,7 @@ static void lay_runs(struct builder *b, const struct run *runs, size_t n,
 	}
 }
 
-void builder_fill(struct builder *b, enum builder_pattern pattern,
-		  size_t count)
+void builder_fill(struct builder *b, enum builder_pattern pattern, size_t count)
 {
 	uint64_t rng = mix(b->seed);
 	size_t longest = RUN_MAX;
@@ -399,7 +399,7 @@ void builder_compute(struct builder *b, enum builder_pattern pattern,
 struct cursor {
 	const struct builder *b;
 	size_t next;
-	uint64_t old_chunk;	/* of a computed table */
+	uint64_t old_chunk; /* of a computed table */
 };
 
 static struct cursor table_start(const struct builder *b)
@@ -511,8 +511,8 @@ void builder_expect(const struct builder *b, uint64_t offset, void *buf,
 struct sink {
 	const char *path;
 	int fd;
-	uint64_t size;		/* of the file */
-	unsigned char *buf;	/* holds used bytes that belong at offset */
+	uint64_t size;	    /* of the file */
+	unsigned char *buf; /* holds used bytes that belong at offset */
 	size_t used;
 	uint64_t offset;
 };
@@ -686,8 +686,10 @@ static void sink_table(struct sink *s, const struct builder *b)
 	/* one empty entry ends the table, another one could follow it */
 	if (b->stale_entries)
 		sink_stale(s, b, b->count + 1,
-			   b->stale_entries < area_end - b->count - 1 ?
-			   b->count + 1 + b->stale_entries : area_end, &rng);
+			   b->stale_entries < area_end - b->count - 1
+				   ? b->count + 1 + b->stale_entries
+				   : area_end,
+			   &rng);
 	if (b->garbage_after_table)
 		sink_stale(s, b, area_end,
 			   area_end + BUILDER_GARBAGE_AREAS * per_area, &rng);
@@ -777,8 +779,7 @@ static int overlay(unsigned char *out, size_t origin_len,
 				return live;
 			if (from >= cow_len / chunk || from % stride == 1)
 				return -1;
-			if (to > origin_len / chunk ||
-			    to * chunk >= origin_len)
+			if (to > origin_len / chunk || to * chunk >= origin_len)
 				return -1;
 			room = origin_len - to * chunk;
 			memcpy(out + to * chunk, cow + from * chunk,
@@ -811,8 +812,10 @@ static struct map map_file(const char *path, int64_t size)
 	struct stat st;
 	void *bytes;
 
-	m.fd = open(path, out ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC :
-		    O_RDONLY | O_CLOEXEC, 0666);
+	m.fd = open(path,
+		    out ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC
+			: O_RDONLY | O_CLOEXEC,
+		    0666);
 	if (m.fd < 0 || (out && ftruncate(m.fd, (off_t)size)) ||
 	    fstat(m.fd, &st))
 		die("%s: %s", path, strerror(errno));
@@ -822,7 +825,8 @@ static struct map map_file(const char *path, int64_t size)
 	/* an empty file cannot be mapped; nobody looks at its bytes */
 	bytes = m.len ? mmap(NULL, m.len,
 			     out ? PROT_READ | PROT_WRITE : PROT_READ,
-			     MAP_SHARED, m.fd, 0) : NULL;
+			     MAP_SHARED, m.fd, 0)
+		      : NULL;
 	if (bytes == MAP_FAILED)
 		die("%s: mmap: %s", path, strerror(errno));
 	m.bytes = bytes;

@@ -20,16 +20,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BUILDER_EXIT		99
-#define BUILDER_SECTOR		512u
-#define BUILDER_MAGIC		0x70416e53u
-#define BUILDER_MAX_SECTORS	2097152u	/* 1 GiB chunks */
-#define BUILDER_ENTRY		16u		/* bytes of an exception */
-#define BUILDER_GARBAGE_AREAS	4u
+#define BUILDER_EXIT	      99
+#define BUILDER_SECTOR	      512u
+#define BUILDER_MAGIC	      0x70416e53u
+#define BUILDER_MAX_SECTORS   2097152u /* 1 GiB chunks */
+#define BUILDER_ENTRY	      16u      /* bytes of an exception */
+#define BUILDER_GARBAGE_AREAS 4u
 
 struct builder_exception {
-	uint64_t old_chunk;	/* in the origin */
-	uint64_t new_chunk;	/* in the COW */
+	uint64_t old_chunk; /* in the origin */
+	uint64_t new_chunk; /* in the COW */
 };
 
 /*
@@ -37,7 +37,7 @@ struct builder_exception {
  * table; every field may then be changed, also to nonsense.
  */
 struct builder {
-	uint32_t chunk_sectors;	/* the layout: a power of two, 1 ... 2^21 */
+	uint32_t chunk_sectors; /* the layout: a power of two, 1 ... 2^21 */
 	uint64_t origin_size;	/* bytes; any, also no multiple of a chunk */
 	/*
 	 * Bytes; any.  0: as large as the kernel's allocator needs for count
@@ -48,10 +48,10 @@ struct builder {
 	 */
 	uint64_t cow_size;
 
-	uint32_t magic;		/* the words of the header */
+	uint32_t magic; /* the words of the header */
 	uint32_t valid;
 	uint32_t version;
-	uint32_t chunk_size;	/* sectors; what the header claims */
+	uint32_t chunk_size; /* sectors; what the header claims */
 
 	/*
 	 * The table, in table order; owned (builder_free()).  NULL with a
@@ -59,15 +59,15 @@ struct builder {
 	 */
 	struct builder_exception *exceptions;
 	size_t count;
-	uint64_t first_chunk;	/* a computed table: */
-	uint64_t step_chunks;	/* old = (first + n * step) mod origin chunks */
+	uint64_t first_chunk; /* a computed table: */
+	uint64_t step_chunks; /* old = (first + n * step) mod origin chunks */
 
-	size_t stale_entries;	/* behind the terminator and one empty entry */
+	size_t stale_entries; /* behind the terminator and one empty entry */
 	bool garbage_after_table; /* old exceptions fill the next areas */
-	bool sparse;		/* the origin is one hole and reads as zeros */
-	bool metadata_only;	/* the data chunks of the COW are holes */
-	bool prealloc;		/* give every byte of both files real blocks */
-	uint64_t seed;		/* of contents and patterns */
+	bool sparse;	    /* the origin is one hole and reads as zeros */
+	bool metadata_only; /* the data chunks of the COW are holes */
+	bool prealloc;	    /* give every byte of both files real blocks */
+	uint64_t seed;	    /* of contents and patterns */
 };
 
 /*
@@ -76,11 +76,11 @@ struct builder {
  * the kernel's allocator.
  */
 enum builder_pattern {
-	BUILDER_SCATTERED,	/* no two neighbours in the origin; any order */
-	BUILDER_RUNS,		/* runs of 1 ... 256 chunks, in any order */
-	BUILDER_ONE,		/* one run, anywhere in the origin */
-	BUILDER_REVERSED,	/* RUNS, but old chunks fall as new ones rise */
-	BUILDER_SHUFFLED,	/* RUNS, with the entries in any order */
+	BUILDER_SCATTERED, /* no two neighbours in the origin; any order */
+	BUILDER_RUNS,	   /* runs of 1 ... 256 chunks, in any order */
+	BUILDER_ONE,	   /* one run, anywhere in the origin */
+	BUILDER_REVERSED,  /* RUNS, but old chunks fall as new ones rise */
+	BUILDER_SHUFFLED,  /* RUNS, with the entries in any order */
 };
 
 /* The layout, for any sound chunk_sectors; n and area count from 0. */

@@ -13,46 +13,46 @@
 #include <string.h>
 
 /* Larger tables are computed, not held: 16 bytes each, and as many for runs. */
-#define HELD_MAX	(4u << 20)
+#define HELD_MAX (4u << 20)
 
 struct options {
 	uint32_t chunk_sectors;
 	uint64_t origin_size, cow_size, count, seed, stale;
-	int pattern;		/* -1: not given */
+	int pattern; /* -1: not given */
 	const char *list, *header;
 	bool counted, garbage, invalid, prealloc, sparse, metadata_only, view;
 };
 
 static const char usage_text[] =
-"usage: mkstore [OPTION]... ORIGIN COW [MERGED]\n"
-"       mkstore --view ORIGIN COW OUT\n"
-"Write an origin and a persistent snapshot store for it, and with MERGED\n"
-"what the origin must look like after a merge. Files are truncated.\n"
-"\n"
-"  --chunk SECTORS      chunk size, a power of two (8)\n"
-"  --origin-size SIZE   size of the origin (8M)\n"
-"  --cow-size SIZE      size of the store (what the exceptions need)\n"
-"  --count N            number of exceptions (300, or what fits)\n"
-"  --pattern PATTERN    scattered, runs, one, reversed or shuffled (runs)\n"
-"  --list OLD[:NEW],... these exceptions instead; without NEW the chunk that\n"
-"                       the kernel would allocate\n"
-"  --seed N             seed of contents and patterns (1)\n"
-"  --stale N            N old entries behind the end, in the last area\n"
-"  --garbage            old exceptions in the areas behind the last one\n"
-"  --invalid            a store that the kernel has invalidated\n"
-"  --header MAGIC,VALID,VERSION,CHUNK\n"
-"                       words of the header; an empty one stays sound\n"
-"  --prealloc           both files have real blocks throughout\n"
-"  --sparse-origin      the origin is a hole and reads as zeros\n"
-"  --metadata-only      the data chunks of the store are holes; a table of\n"
-"                       more than 4 Mi exceptions is computed (one,\n"
-"                       reversed or scattered; one)\n"
-"  --view               write the snapshot view of any origin and store to\n"
-"                       OUT, and print the number of live exceptions\n"
-"  --help               print this\n"
-"\n"
-"SIZE takes K, M, G, T (powers of 1024). Numbers may be hexadecimal (0x).\n"
-"Exit: 0 done, 1 no view of that store, 2 wrong usage, 99 anything else.\n";
+	"usage: mkstore [OPTION]... ORIGIN COW [MERGED]\n"
+	"       mkstore --view ORIGIN COW OUT\n"
+	"Write an origin and a persistent snapshot store for it, and with MERGED\n"
+	"what the origin must look like after a merge. Files are truncated.\n"
+	"\n"
+	"  --chunk SECTORS      chunk size, a power of two (8)\n"
+	"  --origin-size SIZE   size of the origin (8M)\n"
+	"  --cow-size SIZE      size of the store (what the exceptions need)\n"
+	"  --count N            number of exceptions (300, or what fits)\n"
+	"  --pattern PATTERN    scattered, runs, one, reversed or shuffled (runs)\n"
+	"  --list OLD[:NEW],... these exceptions instead; without NEW the chunk that\n"
+	"                       the kernel would allocate\n"
+	"  --seed N             seed of contents and patterns (1)\n"
+	"  --stale N            N old entries behind the end, in the last area\n"
+	"  --garbage            old exceptions in the areas behind the last one\n"
+	"  --invalid            a store that the kernel has invalidated\n"
+	"  --header MAGIC,VALID,VERSION,CHUNK\n"
+	"                       words of the header; an empty one stays sound\n"
+	"  --prealloc           both files have real blocks throughout\n"
+	"  --sparse-origin      the origin is a hole and reads as zeros\n"
+	"  --metadata-only      the data chunks of the store are holes; a table of\n"
+	"                       more than 4 Mi exceptions is computed (one,\n"
+	"                       reversed or scattered; one)\n"
+	"  --view               write the snapshot view of any origin and store to\n"
+	"                       OUT, and print the number of live exceptions\n"
+	"  --help               print this\n"
+	"\n"
+	"SIZE takes K, M, G, T (powers of 1024). Numbers may be hexadecimal (0x).\n"
+	"Exit: 0 done, 1 no view of that store, 2 wrong usage, 99 anything else.\n";
 
 static void usage(const char *fmt, ...)
 	__attribute__((noreturn, format(printf, 1, 2)));
@@ -134,9 +134,8 @@ static void parse_list(struct builder *b, const char *list)
 
 static void parse_header(struct builder *b, const char *words)
 {
-	uint32_t *const fields[] = {
-		&b->magic, &b->valid, &b->version, &b->chunk_size
-	};
+	uint32_t *const fields[] = { &b->magic, &b->valid, &b->version,
+				     &b->chunk_size };
 	const char *at = words;
 
 	for (int i = 0; i < 4; i++) {
@@ -153,9 +152,22 @@ static void parse_header(struct builder *b, const char *words)
 }
 
 enum {
-	OPT_CHUNK = 256, OPT_ORIGIN_SIZE, OPT_COW_SIZE, OPT_COUNT, OPT_PATTERN,
-	OPT_LIST, OPT_SEED, OPT_STALE, OPT_GARBAGE, OPT_INVALID, OPT_HEADER,
-	OPT_PREALLOC, OPT_SPARSE, OPT_METADATA, OPT_VIEW, OPT_HELP
+	OPT_CHUNK = 256,
+	OPT_ORIGIN_SIZE,
+	OPT_COW_SIZE,
+	OPT_COUNT,
+	OPT_PATTERN,
+	OPT_LIST,
+	OPT_SEED,
+	OPT_STALE,
+	OPT_GARBAGE,
+	OPT_INVALID,
+	OPT_HEADER,
+	OPT_PREALLOC,
+	OPT_SPARSE,
+	OPT_METADATA,
+	OPT_VIEW,
+	OPT_HELP
 };
 
 static const struct option long_options[] = {
@@ -266,7 +278,8 @@ static void fill_table(struct builder *b, const struct options *o)
 	pattern = (enum builder_pattern)given;
 	if (!held && (pattern == BUILDER_RUNS || pattern == BUILDER_SHUFFLED))
 		usage("more than %u exceptions must be one, reversed or "
-		      "scattered", HELD_MAX);
+		      "scattered",
+		      HELD_MAX);
 	room = held ? builder_room(b, pattern) : builder_origin_chunks(b);
 	if (count > room && !o->counted)
 		count = room;
@@ -303,8 +316,10 @@ static int view(char **paths)
 	int live = view_of_files(paths[0], paths[1], paths[2]);
 
 	if (live < 0) {
-		fprintf(stderr, "mkstore: %s: no table to read, or it does not "
-			"fit %s\n", paths[1], paths[0]);
+		fprintf(stderr,
+			"mkstore: %s: no table to read, or it does not "
+			"fit %s\n",
+			paths[1], paths[0]);
 		return 1;
 	}
 	printf("%d exceptions\n", live);
@@ -351,8 +366,8 @@ int main(int argc, char **argv)
 	if (argc == 3)
 		builder_write_merged(&b, argv[2]);
 	printf("%zu exceptions, chunk %llu bytes, origin %llu bytes, "
-	       "cow %llu bytes, seed %llu\n", b.count,
-	       (unsigned long long)b.chunk_sectors * BUILDER_SECTOR,
+	       "cow %llu bytes, seed %llu\n",
+	       b.count, (unsigned long long)b.chunk_sectors * BUILDER_SECTOR,
 	       (unsigned long long)b.origin_size,
 	       (unsigned long long)builder_cow_bytes(&b),
 	       (unsigned long long)b.seed);
