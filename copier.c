@@ -228,7 +228,7 @@ int copier_match_undo(const struct cowstore *store, struct copier_undo *undo,
 		      uint64_t origin_size, struct error *err)
 {
 	const struct cowstore *saves = &undo->store;
-	uint64_t chunk = store->chunk_size, found = UINT64_MAX;
+	uint64_t chunk = store->chunk_size, found = UINT64_MAX, total;
 	struct exception last, *block;
 	int result = -1;
 
@@ -254,8 +254,15 @@ int copier_match_undo(const struct cowstore *store, struct copier_undo *undo,
 	    cowstore_disjoint(store, undo->unsaved, saves, origin_size, err))
 		goto out;
 	result = 0;
-	if (cowstore_size(chunk, saves->exceptions + undo->unsaved) >
-	    saves->image->size)
+	total = saves->exceptions + undo->unsaved;
+	/* All of the merge, nothing else, and as large as it was created */
+	if ((store->half_merged && total != store->record.total) ||
+	    (!saves->image->is_device &&
+	     cowstore_size(chunk, total) < saves->image->size))
+		result = error_set(err, ERROR_REFUSED, 0, saves->image->path,
+				   "not the undo store of this merge, or not "
+				   "of all of it");
+	else if (cowstore_size(chunk, total) > saves->image->size)
 		result = error_set(err, ERROR_REFUSED, 0, saves->image->path,
 				   "no room for what is left of this merge");
 out:
@@ -331,6 +338,16 @@ static int discard_gone(struct merge *m, struct error *err)
 	return 0;
 }
 
+/* After a commit; a failure here leaves nothing to be merged again. */
+static int give_back(struct merge *m, struct error *err)
+{
+	if (!m->options->discard || m->goal == m->left)
+		return 0;
+	if (discard_gone(m, err))
+		return -1;
+	return m->goal ? 0 : discard_gone(m, err); /* no sample is needed */
+}
+
 /* Make the batch that was written permanent; the only place that clears. */
 static int commit(struct merge *m, struct error *err)
 {
@@ -340,10 +357,6 @@ static int commit(struct merge *m, struct error *err)
 	    image_sync(m->store->image, err))			  /* M6 */
 		return -1;
 	image_forget(m->origin);
-	if (m->options->discard && discard_gone(m, err))
-		return -1;
-	if (m->options->discard && !m->goal) /* nothing will be resumed */
-		return discard_gone(m, err);
 	return 0;
 }
 
@@ -379,6 +392,10 @@ static uint64_t next_goal(struct merge *m)
 	double pace = (double)engine_progress(&m->engine).committed /
 		      (double)(engine_now() - m->begun);
 
+	/* As space comes back, batches may grow. */
+	if (m->options->discard)
+		chunks = at_least(chunks, default_batch(m->origin, m->options) /
+						  m->store->chunk_size);
 	if (left != UINT64_MAX)
 		chunks = at_most(chunks, (uint64_t)(pace * (double)left));
 	return m->left - at_most(m->left, at_least(chunks, 1));
@@ -450,7 +467,11 @@ static int merge_batches(struct merge *m, struct error *err)
 	for (;;) {
 		if (merge_batch(m, err))
 			return -1;
-		engine_end_batch(&m->engine);
+		if (m->options->task == COPIER_MERGE) {
+			engine_end_batch(&m->engine);
+			if (give_back(m, err))
+				return -1;
+		}
 		m->left = m->goal;
 		look_around(m);
 		if (!m->left || m->stop || !time_left(m))
@@ -474,8 +495,9 @@ static void plan_passes(struct merge *m)
 
 static int alloc_runs(struct merge *m, struct error *err)
 {
-	size_t size = (size_t)at_most(m->plan->batch_chunks, m->left) *
-		      sizeof(struct run);
+	uint64_t most = at_least(m->plan->batch_chunks,
+				 DISCARD_BATCH / m->store->chunk_size);
+	size_t size = (size_t)at_most(most, m->left) * sizeof(struct run);
 
 	if (!m->options->discard)
 		return 0;

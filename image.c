@@ -472,16 +472,35 @@ static int clone_range(const struct image *dst, uint64_t dst_offset,
 	return result ? errno : 0;
 }
 
+/* The very file that is open, whatever its path names by now. */
+static int open_again(const struct image *img, int flags)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", img->fd);
+	return open(path, flags | O_CLOEXEC);
+}
+
 int image_can_clone(const struct image *dst, const struct image *src,
 		    uint64_t granule)
 {
+	struct image probe = *dst;
 	struct statvfs fs;
+	int sys;
 
 	if (fstatvfs(dst->fd, &fs))
 		return errno;
 	if (!fs.f_bsize || granule % fs.f_bsize)
 		return EINVAL;
-	/* From the end of src to the end of src: nothing. */
+	/* From the end of src to the end of src: nothing; but by a writer. */
+	if (!(fcntl(dst->fd, F_GETFL) & O_ACCMODE)) {
+		probe.fd = open_again(dst, O_WRONLY);
+		if (probe.fd < 0)
+			return errno;
+		sys = clone_range(&probe, 0, src, src->size, 0);
+		close(probe.fd);
+		return sys;
+	}
 	return clone_range(dst, 0, src, src->size, 0);
 }
 
@@ -525,6 +544,14 @@ int image_discard(const struct image *img, uint64_t offset, uint64_t len,
 	uint64_t range[2] = { offset, len };
 	int result;
 
+	if (img->is_device) { /* whole sectors, whatever their size is */
+		range[0] = (offset + IMAGE_ALIGNMENT - 1) / IMAGE_ALIGNMENT *
+			   IMAGE_ALIGNMENT;
+		range[1] = (offset + len) / IMAGE_ALIGNMENT * IMAGE_ALIGNMENT;
+		if (range[0] >= range[1])
+			return 0;
+		range[1] -= range[0];
+	}
 	do {
 		result = img->is_device
 				 ? ioctl(img->fd, REQUEST(DISCARD), range)
@@ -568,13 +595,21 @@ static int sync_directory(const char *path, struct error *err)
 static int open_partial(struct image *img, struct error *err)
 {
 	int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
+	struct stat st, named;
 
+	/* Published already, but for the loss of this name: that other stays */
+	if (!lstat(img->partial, &st) && S_ISREG(st.st_mode) && st.st_nlink > 1)
+		unlink(img->partial);
 	img->fd = open(img->partial, flags, 0600);
 	if (img->fd < 0)
 		return error_set(err, ERROR_SYSTEM, errno, img->path,
 				 "cannot create");
 	if (lock_file(img, IMAGE_WRITE, err))
 		return -1;
+	/* Published by another between our opening and our locking it. */
+	if (fstat(img->fd, &st) || lstat(img->partial, &named) ||
+	    !same_inode(&st, &named) || st.st_nlink > 1)
+		return in_use(err, img);
 	if (ftruncate(img->fd, 0) || ftruncate(img->fd, (off_t)img->size))
 		return error_set(err, ERROR_SYSTEM, errno, img->path,
 				 "cannot make it %" PRIu64 " bytes long",
@@ -602,7 +637,7 @@ int image_create(struct image *img, const char *path, uint64_t size,
 		error_set(err, ERROR_SYSTEM, EEXIST, path, "cannot create");
 		goto fail;
 	}
-	if (!open_partial(img, err) && !fstat(img->fd, &st))
+	if (!open_partial(img, err))
 		return 0;
 fail:
 	free(img->partial);
@@ -613,14 +648,28 @@ fail:
 	return -1;
 }
 
+/* Not over what is there; where that cannot be said, by way of two names. */
+static int rename_new(const char *from, const char *to)
+{
+#ifdef RENAME_NOREPLACE
+	if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
+		return 0;
+	if (errno != EINVAL && errno != ENOSYS)
+		return -1;
+#endif
+	if (link(from, to))
+		return -1;
+	unlink(from);
+	return 0;
+}
+
 int image_publish(struct image *img, struct error *err)
 {
 	if (image_sync(img, err))
 		return -1;
-	if (link(img->partial, img->path))
+	if (rename_new(img->partial, img->path))
 		return error_set(err, ERROR_SYSTEM, errno, img->path,
 				 "cannot create");
-	unlink(img->partial);
 	free(img->partial);
 	img->partial = NULL;
 	return sync_directory(img->path, err);

@@ -221,6 +221,15 @@ static const struct rule {
 };
 #define RULES (sizeof(rules) / sizeof(*rules))
 
+static const char *name_of(int opt)
+{
+	size_t i = 0;
+
+	while (rules[i].option.val != opt)
+		i++;
+	return rules[i].option.name;
+}
+
 /* Take one option; false if its value does not parse. */
 static bool set_option(struct settings *s, int opt, const char *value)
 {
@@ -335,7 +344,7 @@ int options_parse(int argc, char **argv, struct settings *s)
 		if (opt == '?')
 			return usage("unknown option ", given);
 		if (optarg && seen[opt])
-			return usage("given twice: ", given);
+			return usage("given twice: --", name_of(opt));
 		seen[opt] = true;
 		if (!set_option(s, opt, optarg))
 			return usage("not a value for this option: ", optarg);

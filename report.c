@@ -120,8 +120,8 @@ static void progress_text(const struct report *r,
 	double rate = (double)p->copied / elapsed(r);
 	int n;
 
-	n = snprintf(line, size, "%.0f %%, %s of %s",
-		     total > 0 ? 100 * done / total : 100.0,
+	n = snprintf(line, size, "%u %%, %s of %s",
+		     total > 0 ? (unsigned int)(100 * done / total) : 100,
 		     size_text(done_bytes(r, p)).s,
 		     size_text(total_bytes(r, p)).s);
 	if (rate >= 1 && n > 0 && (size_t)n < size)
@@ -171,7 +171,8 @@ static void show_progress(struct report *r, const struct copier_progress *p)
 	char line[160];
 
 	progress_text(r, p, line, sizeof(line));
-	fprintf(stderr, "\r%.*s\033[K", width > 1 ? width - 1 : 1, line);
+	/* With room for the ^C that a terminal echoes. */
+	fprintf(stderr, "\r%.*s\033[K", width > 4 ? width - 3 : 1, line);
 	r->printed = now();
 	r->shown = true;
 }
@@ -483,6 +484,7 @@ void report_plan(struct report *r, const struct cowstore *store,
 		  0 },
 	};
 
+	clear_progress(r);
 	json_begin(r, "planned", 0);
 	FACTS(r, f);
 	if (counted)
@@ -695,7 +697,7 @@ void report_failed(struct report *r, int code, const struct error *err,
 	json_end(r);
 }
 
-void report_output(struct report *r, int code, const char *path,
+void report_output(struct report *r, int code, const char *path, bool device,
 		   const struct copier_progress *p)
 {
 	const struct fact f[] = { { "output", TEXT, 0, path, 0 } };
@@ -708,7 +710,8 @@ void report_output(struct report *r, int code, const char *path,
 		json_end(r);
 	}
 	if (code)
-		say(r, "stopped as asked; %s was not written", path);
+		say(r, "stopped as asked; %s %s", path,
+		    device ? "is half written" : "was not written");
 	else if (!r->quiet && !r->json)
 		say(r, "%s: written, with %" PRIu64 " chunks merged", path,
 		    p->exceptions);

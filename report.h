@@ -77,7 +77,7 @@ void report_failed(struct report *r, int code, const struct error *err,
 		   const struct copier_progress *p);
 
 /* --output: written, or stopped and gone again. */
-void report_output(struct report *r, int code, const char *path,
+void report_output(struct report *r, int code, const char *path, bool device,
 		   const struct copier_progress *p);
 
 /* Whether all of stdout was delivered; says so on stderr if not. */

@@ -84,15 +84,11 @@ static void watch_signals(struct job *job)
 	struct sigaction leave = { .sa_handler = job->settings->json
 							 ? leave_at_once_json
 							 : leave_at_once };
-	sigset_t tell;
 
 	find_stops(&job->stops);
 	for (int sig = 1; sig < NSIG; sig++)
 		if (sigismember(&job->stops, sig) == 1)
 			sigaction(sig, &leave, NULL);
-	sigemptyset(&tell);
-	sigaddset(&tell, SIGUSR1);
-	sigprocmask(SIG_BLOCK, &tell, NULL);
 	signal(SIGPIPE, SIG_IGN);
 }
 
@@ -175,7 +171,8 @@ static int prepare(struct job *job, enum image_use use)
 static int plan(struct job *job, const struct image *target,
 		const struct copier_options *options)
 {
-	int sys = options->discard ? image_can_discard(&job->cow) : 0;
+	bool writes = job->settings->mode == MERGE; /* else nobody may ask */
+	int sys = options->discard && writes ? image_can_discard(&job->cow) : 0;
 
 	if (sys)
 		return error_set(&job->err, ERROR_SYSTEM, sys, job->cow.path,
@@ -199,11 +196,18 @@ static int reopen_undo(struct job *job, enum image_use use)
 				 &job->err);
 }
 
-static int create_undo(struct job *job)
+static int create_undo(struct job *job, enum image_use use)
 {
 	struct image *image = &job->undo_image;
 	uint64_t chunk = job->store.chunk_size;
 
+	if (job->store.recorded)
+		return error_set(&job->err, ERROR_REFUSED, 0,
+				 job->settings->undo,
+				 "is missing, but this merge is under way: "
+				 "what was merged cannot be saved any more");
+	if (use != IMAGE_WRITE)
+		return 0;
 	job->undo.unsaved = job->store.exceptions;
 	if (image_create(image, job->settings->undo,
 			 cowstore_size(chunk, job->undo.unsaved), &job->err))
@@ -229,7 +233,7 @@ static int open_undo(struct job *job, enum image_use use)
 				 "the undo file is origin or COW");
 	if (exists)
 		return reopen_undo(job, use);
-	return use == IMAGE_WRITE ? create_undo(job) : 0;
+	return create_undo(job, use);
 }
 
 /* The modes: each returns its exit code, or -1 and job->err. */
@@ -421,7 +425,8 @@ static int output(struct job *job)
 	if (result < 0)
 		return -1;
 	report_output(&job->report, result ? EXIT_STOPPED : EXIT_DONE,
-		      job->settings->output, &job->progress);
+		      job->settings->output, job->output.is_device,
+		      &job->progress);
 	return result ? EXIT_STOPPED : EXIT_DONE;
 }
 
@@ -458,9 +463,14 @@ static int run(const struct settings *s)
 				      .json = s->json,
 				      .progress = s->progress };
 	struct error ignored;
+	sigset_t tell;
 	size_t i = 0;
 	int code;
 
+	/* Waits until there is progress to tell, and harms no other mode. */
+	sigemptyset(&tell);
+	sigaddset(&tell, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &tell, NULL);
 	while (modes[i].mode != s->mode)
 		i++;
 	style.mode = modes[i].name;

@@ -10,7 +10,7 @@ _snapmerge()
 		--json --progress --quiet --verbose --help --version'
 
 	# The shell splits --option=value at the sign.
-	if [[ $before == = && COMP_CWORD -gt 1 ]]; then
+	if [[ $before == = && $COMP_CWORD -gt 1 ]]; then
 		before=${COMP_WORDS[COMP_CWORD - 2]}
 	elif [[ $word == = ]]; then
 		word=

@@ -718,9 +718,8 @@ static void make_undo(struct store *s)
 	snprintf(paths[0], sizeof(paths[0]), "%s/origin", dir);
 	snprintf(paths[1], sizeof(paths[1]), "%s/undo", dir);
 	builder_init(&b, sectors, s->chunk, 0);
-	/* The last data chunk, and the area that ends the table. */
-	b.cow_size = (builder_new_chunk(sectors, (uint64_t)live) + 1) *
-		     s->chunk;
+	/* Up to where the data of one more would be. */
+	b.cow_size = builder_new_chunk(sectors, (uint64_t)live) * s->chunk;
 	builder_write(&b, paths[0], paths[1]);
 	load(&s->initial[UNDO], paths[1]);
 	unlink(paths[0]);
