@@ -119,8 +119,8 @@ demo: snapmerge build/mkstore
 check: check-tools
 	@rm -rf build/log && mkdir -p build/log
 	@touch $(LOGS)
-	@$(MAKE) -k --no-print-directory \
-		check-units check-cli check-crash-slice check-kill; \
+	@$(MAKE) -k -j2 --output-sync=target --no-print-directory \
+		check-cli check-units check-crash-slice check-kill; \
 	code=$$?; test/summary $(LOGS) && exit $$code
 
 # $(call run,NAME,COMMAND): its output in a log for test/summary, its exit
@@ -167,6 +167,21 @@ check-mutants: check-tools
 check-kernel: snapmerge
 	$(call run,kernel,test/kernel/run $(ARGS))
 
+#: check-fuzz      any bytes as a store, and merges of them, for FUZZ seconds each
+FUZZ = 60
+check-fuzz: build/fuzz_verify build/fuzz_merge
+	$(call run,fuzz,for f in $^; do mkdir -p $$f.corpus && \
+		$$f -max_len=4096 -max_total_time=$(FUZZ) -print_final_stats=1 \
+			-artifact_prefix=$$f. $$f.corpus 2>&1 | tail -n 20 && \
+		! ls $$f.crash-* $$f.timeout-* 2>/dev/null && \
+		echo "$$f: 1 passed$(,) 0 failed$(,) 0 skipped" || exit 1; done)
+, := ,
+
+build/fuzz_%: test/fuzz/fuzz_%.c test/builder.c image.c cowstore.c verify.c \
+		copier.c engine.c transfer.c build/flags
+	clang $(ALL_CPPFLAGS) -std=c11 -O1 -g -pthread -o $@ $(filter %.c,$^) \
+		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+
 #: bench           how fast it is
 bench: snapmerge build/mkstore
 	test/bench/run $(ARGS)
@@ -195,6 +210,6 @@ help:
 FORCE:
 
 .PHONY: all static install uninstall dist demo check check-units check-cli \
-	check-crash-slice check-kill check-crash check-mutants check-kernel \
+	check-crash-slice check-kill check-crash check-mutants check-kernel check-fuzz \
 	bench check-tools clean help FORCE $(UNITS:build/%=check-%)
 .DELETE_ON_ERROR:

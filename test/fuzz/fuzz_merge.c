@@ -27,8 +27,7 @@ static void require(bool truth)
 
 static void put(int fd, const uint8_t *bytes, size_t len)
 {
-	require(!ftruncate(fd, 0) &&
-		pwrite(fd, bytes, len, 0) == (ssize_t)len);
+	require(!ftruncate(fd, 0) && pwrite(fd, bytes, len, 0) == (ssize_t)len);
 }
 
 static void get(int fd, uint8_t *bytes, size_t len)
