@@ -182,6 +182,20 @@ build/fuzz_%: test/fuzz/fuzz_%.c test/builder.c image.c cowstore.c verify.c \
 	clang $(ALL_CPPFLAGS) -std=c11 -O1 -g -pthread -o $@ $(filter %.c,$^) \
 		-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
 
+#: check-s390x     kernel-written and nasty stores on a big-endian machine (QEMU)
+S390X = build/s390x
+check-s390x:
+	@$(MAKE) --no-print-directory CC=s390x-linux-gnu-gcc \
+		LDFLAGS='$(LDFLAGS) -static' snapmerge build/mkstore
+	@mkdir -p $(S390X) && cp snapmerge build/mkstore $(S390X)
+	@for p in snapmerge mkstore; do \
+		printf '#!/bin/sh\nexec qemu-s390x-static %s "$$@"\n' \
+			'$(CURDIR)'/$(S390X)/$$p > $(S390X)/run-$$p && \
+		chmod +x $(S390X)/run-$$p || exit; done
+	$(call run,s390x,SNAPMERGE=$(S390X)/run-snapmerge \
+		MKSTORE=$(S390X)/run-mkstore \
+		bats --tap test/cli/fixtures.bats test/cli/nasty.bats)
+
 #: bench           how fast it is
 bench: snapmerge build/mkstore
 	test/bench/run $(ARGS)
@@ -210,6 +224,6 @@ help:
 FORCE:
 
 .PHONY: all static install uninstall dist demo check check-units check-cli \
-	check-crash-slice check-kill check-crash check-mutants check-kernel check-fuzz \
+	check-crash-slice check-kill check-crash check-mutants check-kernel check-fuzz check-s390x \
 	bench check-tools clean help FORCE $(UNITS:build/%=check-%)
 .DELETE_ON_ERROR:

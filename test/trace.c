@@ -751,10 +751,7 @@ static int by_number(const void *a, const void *b)
 	return (*x > *y) - (*x < *y);
 }
 
-/*
- * Times hold epochs here. Threads write to file 0 in any order, to others one
- * thread does, and its order is kept (in argument).
- */
+/* Times hold epochs here, and argument what was first recorded first. */
 static int by_place(const void *a, const void *b)
 {
 	const struct trace_event *x = a, *y = b;
@@ -763,7 +760,7 @@ static int by_place(const void *a, const void *b)
 		return x->begin < y->begin ? -1 : 1;
 	if (x->file != y->file)
 		return x->file < y->file ? -1 : 1;
-	if (!x->file && x->offset != y->offset)
+	if (x->offset != y->offset)
 		return x->offset < y->offset ? -1 : 1;
 	return (x->argument > y->argument) - (x->argument < y->argument);
 }

@@ -128,7 +128,8 @@ void trace_apply_durable(int file, uint64_t when, unsigned char *disk,
  * Put the record into an order that does not depend on how the threads were
  * scheduled: calls that change bytes and lie between the same syncs by their
  * place, all others dropped. Times are given anew. A call that was under way
- * while a sync began or ended still is.
+ * while a sync began or ended still is. Calls between the same syncs must not
+ * overlap, unless they begin at one place.
  */
 void trace_canonical(void);
 
