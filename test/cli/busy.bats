@@ -167,7 +167,7 @@ machine() {
 	attach cow
 	cp cow cow.before
 	start "$SNAPMERGE" --origin "$origin_device" --cow "$device" \
-		--rate-limit 2M --batch-size 256K
+		--rate-limit 256K --batch-size 64K
 	until_true differ cow cow.before
 	run -5 --separate-stderr snapmerge --origin "$origin_device" \
 		--cow "$device"

@@ -62,7 +62,9 @@ same_table() {
 	store --count 1500 --origin-size 16M --prealloc
 	slowly --discard
 	until_true shrunk cow 5500
+	kill -STOP "$pid" # both files at one moment
 	[ "$(live)" -gt 0 ]
+	kill -CONT "$pid"
 	kill -TERM "$pid"
 	finish 3
 	[ "$(live)" -gt 0 ]
@@ -98,15 +100,17 @@ same_table() {
 	[ "$(used disk/cow)" -lt 1024 ]
 }
 
-# There, batches begin tiny, and must not stay so.
+# With a little room, batches begin tiny, and must not stay so.
 @test "a disk that has overflowed goes on with --discard" {
 	need mkfs.ext4
 	truncate --size 20M image
 	mkfs.ext4 -q -m 0 -O ^has_journal image
 	mounted disk -o loop image
+	fallocate -l 512K disk/room
 	"$MKSTORE" --sparse-origin --origin-size 20M --count 2800 \
 		disk/origin disk/cow merged > log
 	run -1 snapmerge --origin disk/origin --cow disk/cow
+	rm disk/room
 	run -0 timeout 60 "$SNAPMERGE" --origin disk/origin --cow disk/cow \
 		--discard --verbose
 	[ "$(grep -c ": commit " <<< "$output")" -lt 200 ]

@@ -136,7 +136,7 @@ differ() {
 # soon as it has committed something.
 slowly() {
 	cp cow cow.before
-	start "$SNAPMERGE" --origin origin --cow cow --rate-limit 2M \
+	start "$SNAPMERGE" --origin origin --cow cow --rate-limit 1M \
 		--batch-size 256K "$@"
 	until_true differ cow cow.before
 }
