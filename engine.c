@@ -1,7 +1,8 @@
 /*
  * engine.c - turns, workers, and who does what next
  *
- * Knows how the slices of a turn are shared out among threads, and sees to it
+ * A room of its own for the reason on top of engine.h. Knows how the slices of
+ * a turn are shared out among threads, and sees to it
  * that nothing is written outside a slice's turn: copier.c's invariants rest on
  * that. What becomes of one slice is transfer.c's.
  */

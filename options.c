@@ -1,6 +1,7 @@
 /*
  * options.c - reading the command line
  *
+ * A room of its own for the reason on top of options.h.
  * Knows every option, what its value may be and what it goes with. Says in one
  * line what is wrong; knows nothing of what is then done.
  */
