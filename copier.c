@@ -418,15 +418,16 @@ static void look_around(struct merge *m)
 /* Wait for the end of the turn, with an eye on the clock and the caller. */
 static int await_turn(struct merge *m, struct error *err)
 {
+	uint64_t deadline = m->options->deadline;
 	uint64_t next_tick = engine_now() + TICK;
 	int done;
 
 	for (;;) {
-		done = engine_await(
-			&m->engine,
-			time_left(m) ? at_most(next_tick, m->options->deadline)
-				     : next_tick,
-			err);
+		uint64_t when = next_tick;
+
+		if (deadline && time_left(m))
+			when = at_most(when, deadline);
+		done = engine_await(&m->engine, when, err);
 		if (done)
 			return done < 0 ? -1 : 0;
 		/* Each run does something, however late it is. */
@@ -542,8 +543,9 @@ int copier_merge(struct cowstore *store, const struct image *origin,
 		m.record.total = store->record.total;
 		progress->before = m.record.total - m.left;
 	}
-	if (undo)
-		m.engine.undo_end = undo->store.exceptions + undo->unsaved;
+	if (undo) /* it knows the whole merge, also if the record is void */
+		m.record.total = m.engine.undo_end = undo->store.exceptions +
+						     undo->unsaved;
 	m.goal = m.left - at_most(m.left, plan->batch_chunks);
 	if (!m.left) /* nothing to copy, but perhaps to scrub */
 		return (store->stale || store->recorded) &&

@@ -1100,8 +1100,8 @@ START_TEST(rate_limit_is_kept_and_waits_idly)
 	cpu = nanoseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
 	check_merged();
 	ck_assert_uint_ge(wall, 950000000);
-	/* Who polls takes all the time there is. */
-	ck_assert_uint_le(cpu, 900000000);
+	/* Who polls takes what there is; on a busy machine that is little. */
+	ck_assert_uint_le(cpu, 100000000);
 }
 END_TEST
 
@@ -1520,6 +1520,18 @@ START_TEST(discard_takes_only_what_is_durably_gone)
 }
 END_TEST
 
+static void make_undo(void)
+{
+	uint32_t sectors = job.b.chunk_sectors;
+	struct builder b;
+
+	builder_init(&b, sectors, chunk_bytes(), 1);
+	/* Up to where the data of one more would be. */
+	b.cow_size = builder_new_chunk(sectors, job.b.count) * chunk_bytes();
+	builder_write(&b, "blank", "undo");
+	job.pair.undo = "undo";
+}
+
 /* Whether this writes entries of the undo store that name data. */
 static bool names_saved(const struct trace_event *event)
 {
@@ -1533,16 +1545,11 @@ static bool names_saved(const struct trace_event *event)
 START_TEST(undo_is_durable_before_the_origin_is_written)
 {
 	struct disk undo, blank, view;
-	struct builder b;
 
 	make_small_store(BUILDER_SHUFFLED);
-	builder_init(&b, 1, 512, 1);
-	/* Up to where the data of one more would be. */
-	b.cow_size = builder_new_chunk(1, job.b.count) * 512;
-	builder_write(&b, "blank", "undo");
+	make_undo();
 	trace_watch(FILES, "undo");
 	undo = disk_load("undo");
-	job.pair.undo = "undo";
 	merge_ok();
 	check_order();
 	check_named_chunks_only();
@@ -1578,6 +1585,30 @@ START_TEST(undo_is_durable_before_the_origin_is_written)
 	free(view.bytes);
 	free(blank.bytes);
 	free(undo.bytes);
+}
+END_TEST
+
+/* A power cut can take the note and leave the table that it was made for. */
+START_TEST(undo_goes_on_after_interruptions_without_a_note)
+{
+	unsigned int commits = 1;
+
+	make_wide_store(BUILDER_RUNS);
+	make_undo();
+	job.pair.tick = stop_after;
+	job.pair.context = &commits;
+	for (int i = 0; i < 2; i++) {
+		struct disk cow;
+
+		ck_assert_int_eq(merge(), 1);
+		if (i != _i)
+			continue;
+		cow = disk_load(paths[COW]);
+		memset(cow.bytes + 512, 0, 512);
+		disk_save(&cow, paths[COW]);
+		free(cow.bytes);
+	}
+	check_rerun();
 }
 END_TEST
 
@@ -1935,6 +1966,8 @@ static void add_extras(Suite *suite)
 	tcase_add_test(tc, identical_means_on_the_medium);
 	tcase_add_test(tc, discard_takes_only_what_is_durably_gone);
 	tcase_add_test(tc, undo_is_durable_before_the_origin_is_written);
+	tcase_add_loop_test(tc, undo_goes_on_after_interruptions_without_a_note,
+			    0, 2);
 	tcase_add_loop_test(tc, origin_of_any_length_is_read_back, 0, 8);
 }
 
