@@ -2,9 +2,9 @@
  * engine.c - turns, workers, and who does what next
  *
  * A room of its own for the reason on top of engine.h. Knows how the slices of
- * a turn are shared out among threads, and sees to it
- * that nothing is written outside a slice's turn: copier.c's invariants rest on
- * that. What becomes of one slice is transfer.c's.
+ * a turn are shared out among threads, and sees to it that nothing is written
+ * outside a slice's turn: copier.c's invariants rest on that. What becomes of
+ * one slice is transfer.c's.
  */
 #include "engine.h"
 
