@@ -45,9 +45,15 @@
 
 #define DEFAULT_BATCH (256 * MIB)
 #define DISCARD_BATCH (64 * MIB)
-#define MAX_BUFFER    (4 * MIB)
-#define MIN_BUFFER    (64 * KIB)
-#define WORKERS	      8
+
+/*
+ * Workers wait for the disk, not for a processor: so many keep its queue full
+ * with single chunks, too. Together they hold 32 MiB.
+ */
+#define MAX_WORKERS 64
+#define MIN_WORKERS 8
+#define MAX_BUFFER  (512 * KIB)
+#define MIN_BUFFER  (64 * KIB)
 
 /* From this mean length of runs on, the page cache is in the way. */
 #define DIRECT_RUN (64 * KIB)
@@ -99,6 +105,7 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 {
 	uint64_t batch = default_batch(origin, options);
 	uint64_t chunk = store->chunk_size, buffer = MAX_BUFFER;
+	uint64_t under_way = batch; /* bytes that are at once, at most */
 	int sys = EOPNOTSUPP;
 
 	if (options->reflink != REFLINK_NEVER)
@@ -106,16 +113,18 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 	if (options->reflink == REFLINK_ALWAYS && sys)
 		return error_set(err, ERROR_SYSTEM, sys, origin->path,
 				 "cannot share blocks with the COW");
-	while (buffer > MIN_BUFFER &&
-	       (buffer > batch / WORKERS ||
-		(options->rate_limit && buffer > options->rate_limit / 8)))
+	if (options->rate_limit)
+		under_way = at_most(under_way, options->rate_limit);
+	while (buffer > MIN_BUFFER && buffer > under_way / MAX_WORKERS)
 		buffer /= 2;
+	under_way = at_most(under_way, store->exceptions * chunk);
 	plan->buffer = (size_t)buffer;
 	plan->unit = (size_t)at_most(chunk, buffer);
 	plan->batch_chunks = at_least(batch / chunk, 1);
 	plan->batches = store->exceptions / plan->batch_chunks +
 			(store->exceptions % plan->batch_chunks != 0);
-	plan->workers = WORKERS;
+	plan->workers = (unsigned int)at_least(
+		at_most(under_way / buffer, MAX_WORKERS), MIN_WORKERS);
 	plan->clone = !sys;
 	plan->direct = store->origin_runs &&
 		       store->exceptions / store->origin_runs >=
@@ -356,7 +365,6 @@ static int commit(struct merge *m, struct error *err)
 	    cowstore_clear(m->store, m->goal, &m->record, err) || /* M2 */
 	    image_sync(m->store->image, err))			  /* M6 */
 		return -1;
-	image_forget(m->origin);
 	return 0;
 }
 
@@ -462,6 +470,13 @@ static int merge_batch(struct merge *m, struct error *err)
 	return 0;
 }
 
+/* What was copied is not worth the memory that others could use. */
+static void forget(const struct merge *m)
+{
+	image_forget(m->origin);
+	image_forget(m->store->image);
+}
+
 /* 0 when all is merged, 1 if stopped, -1 and *err. */
 static int merge_batches(struct merge *m, struct error *err)
 {
@@ -478,6 +493,7 @@ static int merge_batches(struct merge *m, struct error *err)
 		if (!m->left || m->stop || !time_left(m))
 			return m->left != 0;
 		m->goal = engine_next_batch(&m->engine, next_goal(m));
+		forget(m); /* while the workers go on */
 	}
 }
 
@@ -561,7 +577,7 @@ int copier_merge(struct cowstore *store, const struct image *origin,
 		goto out;
 	result = merge_batches(&m, err);
 	engine_close(&m.engine);
-	image_forget(store->image);
+	forget(&m);
 out:
 	free(m.gone);
 	free(m.runs);

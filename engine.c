@@ -142,6 +142,21 @@ static void finish(struct engine *e, const struct worker *w, size_t moves)
 		pthread_cond_broadcast(&e->changed);
 }
 
+/*
+ * What was written so far shall be on its way before it is synced. One at a
+ * time is enough: more get in each other's way.
+ */
+static void start_writeback(struct engine *e)
+{
+	if (e->plan->direct || e->writeback)
+		return;
+	e->writeback = true;
+	pthread_mutex_unlock(&e->lock);
+	image_start_writeback(e->origin);
+	pthread_mutex_lock(&e->lock);
+	e->writeback = false;
+}
+
 /* The lock is held before and after. False: the slice will not be done. */
 static bool work_slice(struct engine *e, struct worker *w)
 {
@@ -166,6 +181,8 @@ static bool work_slice(struct engine *e, struct worker *w)
 		pthread_mutex_lock(&e->lock);
 		if (!result)
 			finish(e, w, copies ? moves : w->count);
+		if (!result && copies)
+			start_writeback(e);
 	}
 	if (result)
 		fail(e, &err);
@@ -245,9 +262,9 @@ int engine_open(struct engine *e, uint64_t left, uint64_t goal,
 		sys = pthread_create(&w->thread, NULL, work, w);
 		e->running += !sys;
 	}
-	e->closed = sys != 0;
+	e->closed = !e->running;
 	pthread_mutex_unlock(&e->lock);
-	if (!sys)
+	if (e->running) /* a few do as well */
 		return 0;
 	engine_close(e);
 	return error_set(err, ERROR_SYSTEM, sys, NULL, "cannot start a thread");

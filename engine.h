@@ -66,6 +66,7 @@ struct engine {
 	uint64_t piece;	   /* bytes of exception next that were */
 	bool ahead;	   /* what is handed out belongs to a later batch */
 	uint64_t due;	   /* when the rate limit admits more */
+	bool writeback;	   /* a worker is starting it */
 	bool stop;	   /* begin no further chunk */
 	bool closed;	   /* the workers may go home */
 	bool failed;

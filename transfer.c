@@ -102,6 +102,17 @@ static void prefetch_origin(const struct worker *w)
 			       inside(w, origin, w->moves[i].from));
 }
 
+/* What is going to be compared with the origin is read once, not twice. */
+static int read_cow(const struct worker *w, void *buf, size_t len,
+		    uint64_t offset, struct error *err)
+{
+	const struct engine *e = w->engine;
+
+	if (e->options->verify)
+		return image_read(e->store->image, buf, len, offset, err);
+	return image_read_medium(e->store->image, buf, len, offset, err);
+}
+
 /*
  * Read the moves' data from the COW in the order in which it lies there, by few
  * large reads that include small gaps.
@@ -127,8 +138,8 @@ static int load_cow(struct worker *w, struct error *err)
 			mv[n++].data = w->buffer + used + len;
 			len += e->plan->unit;
 		} while (done + n < w->count);
-		if (image_read_medium(e->store->image, w->buffer + used, len,
-				      offset_of(w, mv->from), err))
+		if (read_cow(w, w->buffer + used, len, offset_of(w, mv->from),
+			     err))
 			return -1;
 		used += len;
 		done += n;
@@ -215,15 +226,6 @@ static int store(struct worker *w, const struct image *img, struct error *err)
 		if (iov[0].iov_len && image_write(img, iov, count, offset, err))
 			return -1;
 	}
-	return 0;
-}
-
-static int store_origin(struct worker *w, struct error *err)
-{
-	if (store(w, w->engine->origin, err))
-		return -1;
-	if (!w->engine->plan->direct)
-		image_start_writeback(w->engine->origin);
 	return 0;
 }
 
@@ -373,7 +375,7 @@ int transfer_deliver(struct worker *w, struct error *err)
 	case PASS_COPY:
 		if (e->plan->clone && (share(w, err) || load_cow(w, err)))
 			return -1;
-		return store_origin(w, err);
+		return store(w, e->origin, err);
 	default:
 		return compare(w, err);
 	}

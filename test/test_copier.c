@@ -507,7 +507,7 @@ static void check_one_batch_at_a_time(void)
  */
 static void check_slices_ascend(void)
 {
-	enum { THREADS = 64 };
+	enum { THREADS = 128 };
 	uint64_t end[THREADS] = { 0 };
 	bool may_meet[THREADS] = { 0 };
 
@@ -1817,31 +1817,44 @@ START_TEST(without_memory_nothing_is_written)
 }
 END_TEST
 
+/* Merge while only so many threads can be had; false: that was enough. */
+static bool merge_with_threads(unsigned int number)
+{
+	make_wide_store(BUILDER_RUNS);
+	threadless.met = false;
+	threads_left = number + 1;
+	threadless.armed = true;
+	merge();
+	threadless.armed = false;
+	return threadless.met;
+}
+
 START_TEST(without_threads_nothing_is_written)
 {
-	for (unsigned int n = 1;; n++) {
-		make_wide_store(BUILDER_RUNS);
-		threadless.met = false;
-		threads_left = n;
-		threadless.armed = true;
-		merge();
-		threadless.armed = false;
-		if (!threadless.met) {
-			ck_assert_uint_gt(n, 1);
-			check_merged();
-			break;
-		}
-		ck_assert_int_eq(job.result, -1);
-		ck_assert_int_eq(job.pair.error.sys, EAGAIN);
-		ck_assert(!job.pair.progress.touched);
-		for (size_t k = 0; k < trace_count(); k++) {
-			const struct trace_event *event = trace_event(k);
+	ck_assert(merge_with_threads(0));
+	ck_assert_int_eq(job.result, -1);
+	ck_assert_int_eq(job.pair.error.sys, EAGAIN);
+	ck_assert(!job.pair.progress.touched);
+	for (size_t k = 0; k < trace_count(); k++) {
+		const struct trace_event *event = trace_event(k);
 
-			must(!trace_changes(event), "a write without threads");
-		}
-		check_untouched();
-		check_rerun();
+		must(!trace_changes(event), "a write without threads");
 	}
+	check_untouched();
+	check_rerun();
+}
+END_TEST
+
+START_TEST(a_few_threads_do_as_well)
+{
+	unsigned int number = 1;
+
+	while (merge_with_threads(number)) {
+		check_merged();
+		number *= 2;
+	}
+	check_merged();
+	ck_assert_uint_gt(number, 2);
 }
 END_TEST
 
@@ -2022,6 +2035,7 @@ static void add_faults(Suite *suite)
 	tcase_add_test(tc, failed_sync_is_not_tried_again);
 	tcase_add_test(tc, without_memory_nothing_is_written);
 	tcase_add_test(tc, without_threads_nothing_is_written);
+	tcase_add_test(tc, a_few_threads_do_as_well);
 }
 
 int main(void)
