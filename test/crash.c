@@ -34,7 +34,7 @@
 #define GENERATIONS 4
 
 #define LONG_STATES  10000u /* of each store, all engines together */
-#define SLICE_STATES 20
+#define SLICE_STATES 12
 
 enum { ORIGIN, COW, UNDO, FILES };
 
@@ -65,7 +65,7 @@ struct engine {
 	int direct;
 	unsigned int workers;
 	size_t batch; /* chunks; 0: all at once */
-	bool undo, verify, skip, discard;
+	bool undo, verify, skip, discard, clone;
 };
 
 static const struct engine engines[] = {
@@ -86,6 +86,14 @@ static const struct engine engines[] = {
 	  .discard = true },
 	{ .name = "discard", .direct = -1, .batch = 9, .discard = true },
 	{ .name = "skip", .direct = -1, .batch = 20, .skip = true },
+	{ .name = "verify", .direct = -1, .batch = 23, .verify = true },
+	{ .name = "shared blocks", .direct = -1, .batch = 19, .clone = true },
+	{ .name = "shared blocks, undo, discard",
+	  .direct = -1,
+	  .batch = 29,
+	  .undo = true,
+	  .discard = true,
+	  .clone = true },
 };
 #define ENGINES (sizeof(engines) / sizeof(*engines))
 
@@ -113,9 +121,9 @@ static struct {
 	bool replay;
 } options;
 
-static struct {
+static struct counts {
 	uint64_t states, later, losses;
-} sum, all;
+} sum, all, by_engine[ENGINES];
 
 static void die(const char *fmt, ...)
 	__attribute__((noreturn, format(printf, 1, 2)));
@@ -254,6 +262,7 @@ static int run(const struct store *s, const struct engine *engine,
 		.cow = arena.paths[COW],
 		.direct = engine->direct,
 		.workers = engine->workers,
+		.clone = engine->clone,
 	};
 	if (engine->undo)
 		p->undo = arena.paths[UNDO];
@@ -271,6 +280,7 @@ static int run_recorded(const struct store *s, const struct engine *engine,
 	int result;
 
 	trace_pretend_syncs(true);
+	trace_pretend_clones(true);
 	trace_start();
 	result = run(s, engine, p);
 	trace_stop();
@@ -727,22 +737,33 @@ static void make_undo(struct store *s)
 	rmdir(dir);
 }
 
+static void tell(const char *name, const struct counts *counts)
+{
+	printf("%s: %" PRIu64 " states, %" PRIu64 " of them after another, "
+	       "%" PRIu64 " losses\n",
+	       name, counts->states, counts->later, counts->losses);
+	fflush(stdout);
+}
+
 static void try_store(struct store *s)
 {
 	uint64_t states = options.states;
 
 	make_undo(s);
 
-	sum.states = sum.later = sum.losses = 0;
+	sum = (struct counts){ 0 };
 	if (!states)
 		states = (LONG_STATES + ENGINES - 1) / ENGINES;
 	if (!options.replay || !strcmp(options.replay_store, s->name)) {
-		for (size_t i = 0; i < ENGINES; i++)
+		for (size_t i = 0; i < ENGINES; i++) {
+			struct counts before = sum;
+
 			try_engine(s, i, states);
-		printf("%s: %" PRIu64 " states, %" PRIu64 " of them after "
-		       "another, %" PRIu64 " losses\n",
-		       s->name, sum.states, sum.later, sum.losses);
-		fflush(stdout);
+			by_engine[i].states += sum.states - before.states;
+			by_engine[i].later += sum.later - before.later;
+			by_engine[i].losses += sum.losses - before.losses;
+		}
+		tell(s->name, &sum);
 	}
 	all.states += sum.states;
 	all.later += sum.later;
@@ -897,6 +918,8 @@ int main(int argc, char **argv)
 	try_all_built();
 	for (int i = dirs; i < argc; i++)
 		try_directory(argv[i]);
+	for (size_t i = 0; i < ENGINES; i++)
+		tell(engines[i].name, &by_engine[i]);
 	printf("all: %" PRIu64 " states, %" PRIu64 " losses\n", all.states,
 	       all.losses);
 	return all.losses || fflush(stdout) ? EXIT_FAILURE : EXIT_SUCCESS;

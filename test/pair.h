@@ -19,6 +19,7 @@ struct pair {
 	void *context;
 	int direct;	      /* 1: always, -1: never, 0: as planned */
 	unsigned int workers; /* 0: as planned */
+	bool clone;	      /* share blocks, whatever was planned */
 
 	/* Found: */
 	uint64_t exceptions, stale; /* when it began */
@@ -68,6 +69,7 @@ static inline int pair_merge_open(struct pair *p, const struct image *origin,
 		p->plan.direct = p->direct > 0;
 	if (p->workers)
 		p->plan.workers = p->workers;
+	p->plan.clone |= p->clone;
 	if (undo_image &&
 	    (pair_open_store(p, &undo.store, undo_image, origin) ||
 	     copier_match_undo(&store, &undo, origin->size, &p->error)))

@@ -52,7 +52,7 @@ struct fault {
 
 static struct {
 	pthread_mutex_t lock;
-	bool recording, pretend;
+	bool recording, pretend, pretend_clones;
 	struct {
 		bool used;
 		dev_t dev;
@@ -127,6 +127,11 @@ void trace_stop(void)
 void trace_pretend_syncs(bool pretend)
 {
 	trace.pretend = pretend;
+}
+
+void trace_pretend_clones(bool pretend)
+{
+	trace.pretend_clones = pretend;
 }
 
 size_t trace_count(void)
@@ -619,6 +624,11 @@ static int clone_range(int fd, int file, const struct clone_range *range)
 	c = begin(event, fd);
 	if (must_fail(&c))
 		result = refuse(&c);
+	else if (trace.pretend_clones)
+		result = kernel_vector(SYS_pwritev, fd, &iov, 1,
+				       (off_t)range->dst_offset) < 0
+				 ? -1
+				 : 0;
 	else
 		result = syscall(SYS_ioctl, fd, CLONE_RANGE, range);
 	end(&c, result < 0, event.asked);

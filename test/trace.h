@@ -71,6 +71,12 @@ void trace_stop(void);
  */
 void trace_pretend_syncs(bool pretend);
 
+/*
+ * Whether shared blocks that are recorded are written instead: any file system
+ * will do then, and any chunk size.
+ */
+void trace_pretend_clones(bool pretend);
+
 /* The record, until the next trace_start(). */
 size_t trace_count(void);
 const struct trace_event *trace_event(size_t n);
