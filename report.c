@@ -111,6 +111,13 @@ static uint64_t done_bytes(const struct report *r,
 	return p->before * r->chunk_size + p->copied;
 }
 
+/* Rounded down: 100 only when all is done. */
+static unsigned int percent(uint64_t part, uint64_t whole)
+{
+	return part < whole ? (unsigned int)(100 * (double)part / (double)whole)
+			    : 100;
+}
+
 static void progress_text(const struct report *r,
 			  const struct copier_progress *p, char *line,
 			  size_t size)
@@ -121,7 +128,7 @@ static void progress_text(const struct report *r,
 	int n;
 
 	n = snprintf(line, size, "%u %%, %s of %s",
-		     total > 0 ? (unsigned int)(100 * done / total) : 100,
+		     percent(done_bytes(r, p), total_bytes(r, p)),
 		     size_text(done_bytes(r, p)).s,
 		     size_text(total_bytes(r, p)).s);
 	if (rate >= 1 && n > 0 && (size_t)n < size)
@@ -392,10 +399,10 @@ void report_info(struct report *r, int code, const struct cowstore *store,
 	snprintf(status, sizeof(status), "%" PRIu64 "/%" PRIu64 " %" PRIu64,
 		 s.allocated_sectors, s.total_sectors, s.metadata_sectors);
 	snprintf(half_merged, sizeof(half_merged),
-		 "half merged, %.0f %% done, do not mount the origin",
+		 "half merged, %u %% done, do not mount the origin",
 		 store->half_merged
-			 ? 100.0 - 100.0 * (double)store->exceptions /
-					   (double)store->record.total
+			 ? percent(store->record.total - store->exceptions,
+				   store->record.total)
 			 : 0);
 
 	const struct fact f[] = {
@@ -547,8 +554,8 @@ void report_findings(struct report *r, int code, const struct findings *found)
 
 	for (uint64_t i = 0; i < shown; i++)
 		say_error(r, &found->first[i]);
-	say(r, "%s: %" PRIu64 " problems; nothing was written",
-	    found->first[0].path, found->count);
+	say(r, "%s: %" PRIu64 " problem%s; nothing was written",
+	    found->first[0].path, found->count, found->count > 1 ? "s" : "");
 	if (!r->json)
 		return;
 	json_begin(r, "corrupt", code);
@@ -656,7 +663,9 @@ void report_stopped(struct report *r, int code, const struct copier_progress *p)
 static void say_advice(struct report *r, const struct error *err,
 		       const struct copier_progress *p)
 {
-	if (p->touched || p->committed)
+	if (p->committed && p->committed == p->exceptions)
+		say(r, "all chunks are committed; the origin is merged");
+	else if (p->touched || p->committed)
 		say_half_merged(r, p,
 				"run the same command again once the cause is "
 				"gone");

@@ -9,9 +9,9 @@ section_files()
 
 	say "files: making the preallocated origin"
 	make_origin origin "$origin_mib"
-	files_workload scattered 36
-	files_workload runs 52
-	files_workload one 64
+	files_workload scattered 38
+	files_workload runs 60
+	files_workload one 71
 }
 
 # files_workload PATTERN PERCENT: of the time, by which it should be done.
@@ -46,7 +46,7 @@ files_round()
 		plain_copies "$dir"
 	fi
 	((round > 1)) || files_once "$dir"
-	if [[ $dir != one ]] && ((round <= 3)); then
+	if [[ $dir != one ]]; then
 		merge "$dir/snapmerge --verify" "$dir" origin --verify
 		merge_undo "$dir/snapmerge --undo" "$dir" origin
 	fi
@@ -71,7 +71,7 @@ section_shared()
 		make_origin "xfs/auto" "$mib"
 		for ((round = 1; ; round++)); do
 			more $round "$(rounds_of $pattern)" 2 \
-				$((seconds * 75 / 100)) || break
+				$((seconds * 82 / 100)) || break
 			say "XFS, $pattern: round $round"
 			merge "xfs/$pattern/copied" "xfs/$pattern" xfs/never \
 				--reflink=never
@@ -96,12 +96,13 @@ section_table()
 	must "$mkstore" --chunk 8 --origin-size "${mib}M" --count "$table" \
 		--pattern scattered --sparse-origin --metadata-only "$aside/hole" "$cow"
 	for ((round = 1; ; round++)); do
-		more $round 3 1 $((seconds * 80 / 100)) || break
+		more $round "$runs" 1 $((seconds * 95 / 100)) || break
 		say "table: round $round"
 		measure "table/snapmerge --check" "$snapmerge" --check \
 			--cow "$cow"
 		grep -q " $table exceptions" log ||
 			broken "not the table that was made"
+		((round == 1)) || continue # a minute each
 		measure "table/plain reads" ./readmeta 4096 "$cow"
 		grep -qx "$((table / 256 + 1)) areas" log ||
 			broken "not as many areas as were made"

@@ -97,7 +97,7 @@ live_in_fixture() {
 	left=$(live)
 	run -0 snapmerge --info --cow cow
 	facts exceptions "$left" merged no state \
-		"half merged, $(awk "BEGIN { printf(\"%.0f\", 100 - $left / 20) }") % done, do not mount the origin"
+		"half merged, $(awk "BEGIN { print int(100 * (2000 - $left) / 2000) }") % done, do not mount the origin"
 	run -0 merge
 	run -0 snapmerge --info --cow cow
 	facts state "nothing left to merge" merged yes
@@ -196,7 +196,7 @@ live_in_fixture() {
 	run -4 --separate-stderr snapmerge --check --cow cow --origin origin
 	[ -z "$output" ]
 	stderr_is "snapmerge: cow: exception 1: origin chunk 2000 is past the end (the origin has 1024 chunks)" \
-		"snapmerge: cow: 1 problems; nothing was written"
+		"snapmerge: cow: 1 problem; nothing was written"
 }
 
 @test "--check: all problems, not only the first" {

@@ -39,6 +39,21 @@ same_table() {
 	[ "$output" = "snapmerge: nothing left to merge" ]
 }
 
+@test "space that is not taken back does not unmake the merge" {
+	need strace
+	store --count 20 --pattern one
+	run -1 --separate-stderr strace --quiet=all --follow-forks \
+		--output=/dev/null --trace=fallocate \
+		--inject=fallocate:error=EIO:when=2 \
+		"$SNAPMERGE" --origin origin --cow cow --discard
+	[[ ${stderr_lines[0]} == "snapmerge: cow: cannot discard "*": Input/output error" ]]
+	[ "${stderr_lines[1]}" = \
+		"snapmerge: all chunks are committed; the origin is merged" ]
+	cmp origin merged
+	run -0 merge
+	[ "$output" = "snapmerge: nothing left to merge" ]
+}
+
 @test "the metadata stay at every moment, whatever the chunk size" {
 	local sectors
 

@@ -149,7 +149,7 @@ refused() {
 	run ! grep -q "half merged" <<< "$output"
 	half
 	left=$(live)
-	percent=$(awk -v l="$left" 'BEGIN { printf "%.0f", 100 - l / 5 }')
+	percent=$(awk -v l="$left" 'BEGIN { print int(100 * (500 - l) / 500) }')
 	run -0 snapmerge --info --cow cow
 	grep -q "^state: *half merged, $percent % done, do not mount the origin$" \
 		<<< "$output"
