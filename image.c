@@ -335,6 +335,18 @@ int image_read(const struct image *img, void *buf, size_t len, uint64_t offset,
 	return 0;
 }
 
+/* Drop what the range touches; of a page that it shares, all. */
+static void forget_range(const struct image *img, uint64_t offset, uint64_t len)
+{
+	const uint64_t largest_page = UINT64_C(1) << 16;
+	uint64_t first = offset / largest_page;
+	uint64_t end = (offset + len) / largest_page + 1;
+
+	posix_fadvise(img->fd, (off_t)(first * largest_page),
+		      (off_t)((end - first) * largest_page),
+		      POSIX_FADV_DONTNEED);
+}
+
 int image_read_medium(const struct image *img, void *buf, size_t len,
 		      uint64_t offset, struct error *err)
 {
@@ -356,10 +368,10 @@ int image_read_medium(const struct image *img, void *buf, size_t len,
 	}
 	if (!len)
 		return 0;
-	posix_fadvise(img->fd, (off_t)offset, (off_t)len, POSIX_FADV_DONTNEED);
+	forget_range(img, offset, len);
 	if (image_read(img, at, len, offset, err))
 		return -1;
-	posix_fadvise(img->fd, (off_t)offset, (off_t)len, POSIX_FADV_DONTNEED);
+	forget_range(img, offset, len);
 	return 0;
 }
 

@@ -11,12 +11,15 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 
 #define SIZE 1000003u /* no multiple of anything */
 
@@ -467,6 +470,47 @@ START_TEST(an_aligned_read_from_the_medium_past_the_end_is_an_error)
 		&err, IMAGE_ALIGNMENT, IMAGE_ALIGNMENT);
 	close_ok(&img);
 	free(buf);
+}
+END_TEST
+
+static bool is_cached(const struct image *img, uint64_t offset)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	unsigned char resident;
+	void *at = mmap(NULL, page, PROT_READ, MAP_SHARED, img->fd,
+			(off_t)(offset / page * page));
+
+	ck_assert_ptr_ne(at, MAP_FAILED);
+	ck_assert_int_eq(mincore(at, page, &resident), 0);
+	munmap(at, page);
+	return resident & 1;
+}
+
+static bool memory_is_the_medium(void)
+{
+	const char *tmp = getenv("TMPDIR");
+	struct statfs fs;
+
+	return !statfs(tmp ? tmp : "/tmp", &fs) && fs.f_type == TMPFS_MAGIC;
+}
+
+/* Else the next one would not come from the medium. */
+START_TEST(an_odd_read_from_the_medium_leaves_nothing_cached)
+{
+	struct image img;
+	struct error err;
+	uint8_t buf[100];
+
+	make_file("f", SIZE);
+	open_ok(&img, "f", IMAGE_WRITE);
+	ck_assert_int_eq(image_sync(&img, &err), 0);
+	image_forget(&img);
+	ck_assert(!is_cached(&img, 200000));
+	ck_assert_int_eq(image_read(&img, buf, 100, 200000, &err), 0);
+	ck_assert(is_cached(&img, 200000));
+	ck_assert_int_eq(image_read_medium(&img, buf, 100, 200000, &err), 0);
+	ck_assert(!is_cached(&img, 200000));
+	close_ok(&img);
 }
 END_TEST
 
@@ -932,6 +976,11 @@ static void add_files(Suite *suite)
 		the_end_of_the_file_inside_a_read_is_an_error_with_its_offset);
 	tcase_add_test(
 		tc, an_aligned_read_from_the_medium_past_the_end_is_an_error);
+	if (memory_is_the_medium())
+		skip(1, "reads from the medium", "files are on tmpfs");
+	else
+		tcase_add_test(
+			tc, an_odd_read_from_the_medium_leaves_nothing_cached);
 	tcase_add_test(tc, the_medium_and_the_page_cache_read_alike);
 	tcase_add_test(tc,
 		       what_was_written_and_not_synced_is_read_from_the_medium);
