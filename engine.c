@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "transfer.h"
@@ -217,9 +218,40 @@ static void close_all(struct engine *e)
 
 static void free_all(struct engine *e)
 {
-	for (unsigned int i = 0; i < e->plan->workers; i++)
+	for (unsigned int i = 0; e->workers && i < e->plan->workers; i++)
 		transfer_close(&e->workers[i]);
 	free(e->workers);
+	free(e->memory);
+}
+
+/*
+ * In huge pages, if the kernel has them: direct I/O takes memory page by page,
+ * and adjoining pages travel as one.
+ */
+static uint8_t *alloc_buffers(size_t size)
+{
+	const size_t huge_page = (size_t)2 << 20;
+	uint8_t *memory;
+
+	size = (size + huge_page - 1) / huge_page * huge_page;
+	memory = aligned_alloc(huge_page, size);
+	if (memory)
+		madvise(memory, size, MADV_HUGEPAGE);
+	return memory;
+}
+
+static bool alloc_all(struct engine *e)
+{
+	size_t each = transfer_memory(e);
+
+	e->workers = calloc(e->plan->workers, sizeof(*e->workers));
+	e->memory = alloc_buffers(each * e->plan->workers);
+	if (!e->workers || !e->memory)
+		return false;
+	for (unsigned int i = 0; i < e->plan->workers; i++)
+		if (!transfer_open(&e->workers[i], e, e->memory + i * each))
+			return false;
+	return true;
 }
 
 void engine_close(struct engine *e)
@@ -237,18 +269,11 @@ int engine_open(struct engine *e, uint64_t left, uint64_t goal,
 	e->left = e->next = left;
 	e->goal = goal;
 	e->due = engine_now();
-	e->workers = calloc(e->plan->workers, sizeof(*e->workers));
-	if (!e->workers)
+	if (!alloc_all(e)) {
+		free_all(e);
 		return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-				 "cannot merge");
-	for (unsigned int i = 0; i < e->plan->workers; i++) {
-		if (!transfer_open(&e->workers[i], e)) {
-			free_all(e);
-			return error_set(err, ERROR_SYSTEM, ENOMEM, NULL,
-					 "cannot merge with %u buffers of %zu "
-					 "bytes",
-					 e->plan->workers, e->plan->buffer);
-		}
+				 "cannot merge with %u buffers of %zu bytes",
+				 e->plan->workers, e->plan->buffer);
 	}
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

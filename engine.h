@@ -72,6 +72,7 @@ struct engine {
 	bool failed;
 	struct error error;
 
+	uint8_t *memory; /* of the workers' buffers */
 	struct worker *workers;
 	unsigned int running;
 };

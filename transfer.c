@@ -68,7 +68,7 @@ static void sort(struct worker *w, int (*compare)(const void *, const void *))
 /* What a buffer holds beside data: gaps. */
 static size_t slack(const struct copier_plan *plan)
 {
-	return plan->buffer / 16 + IMAGE_ALIGNMENT;
+	return (plan->buffer / 16 / IMAGE_ALIGNMENT + 1) * IMAGE_ALIGNMENT;
 }
 
 /*
@@ -381,29 +381,36 @@ int transfer_deliver(struct worker *w, struct error *err)
 	}
 }
 
-void transfer_close(struct worker *w)
+static bool compares(const struct engine *e)
 {
-	free(w->moves);
-	free(w->exceptions);
-	free(w->other);
-	free(w->buffer);
-}
-
-bool transfer_open(struct worker *w, struct engine *e)
-{
-	const struct copier_plan *plan = e->plan;
-	size_t count = plan->buffer / plan->unit;
 	bool compares = e->options->skip_identical;
 
 	for (unsigned int i = 0; i < e->pass_count; i++)
 		compares |= e->passes[i] == PASS_COMPARE ||
 			    e->passes[i] == PASS_COUNT;
+	return compares;
+}
+
+size_t transfer_memory(const struct engine *e)
+{
+	return e->plan->buffer + slack(e->plan) +
+	       (compares(e) ? e->plan->buffer : 0);
+}
+
+void transfer_close(struct worker *w)
+{
+	free(w->moves);
+	free(w->exceptions);
+}
+
+bool transfer_open(struct worker *w, struct engine *e, uint8_t *memory)
+{
+	size_t count = e->plan->buffer / e->plan->unit;
+
 	w->engine = e;
-	w->buffer = aligned_alloc(IMAGE_ALIGNMENT, plan->buffer + slack(plan));
+	w->other = memory;
+	w->buffer = memory + (compares(e) ? e->plan->buffer : 0);
 	w->exceptions = malloc(count * sizeof(*w->exceptions));
 	w->moves = malloc(count * sizeof(*w->moves));
-	if (compares)
-		w->other = aligned_alloc(IMAGE_ALIGNMENT, plan->buffer);
-	return w->buffer && w->exceptions && w->moves &&
-	       (w->other || !compares);
+	return w->exceptions && w->moves;
 }

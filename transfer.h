@@ -28,7 +28,7 @@ struct worker {
 	pthread_t thread;
 	struct slice slice;
 	uint8_t *buffer;	      /* the moves' data */
-	uint8_t *other;		      /* what the origin holds, to compare */
+	uint8_t *other;		      /* what the origin holds, if compared */
 	struct exception *exceptions; /* of the slice */
 	struct move *moves;	      /* what is left to do of it */
 	size_t count;		      /* of moves */
@@ -37,8 +37,14 @@ struct worker {
 /* The pass that the worker's slice belongs to. */
 enum pass transfer_pass(const struct worker *w);
 
-/* Allocate a worker's buffers; false: no memory. Close it in either case. */
-bool transfer_open(struct worker *w, struct engine *e);
+/* Bytes of buffers that each worker needs; a multiple of IMAGE_ALIGNMENT. */
+size_t transfer_memory(const struct engine *e);
+
+/*
+ * Set up a worker with buffers in memory, which stays the caller's and is
+ * aligned; false: no memory for the rest. Close it in either case.
+ */
+bool transfer_open(struct worker *w, struct engine *e, uint8_t *memory);
 void transfer_close(struct worker *w);
 
 /*
