@@ -470,13 +470,6 @@ static int merge_batch(struct merge *m, struct error *err)
 	return 0;
 }
 
-/* What was copied is not worth the memory that others could use. */
-static void forget(const struct merge *m)
-{
-	image_forget(m->origin);
-	image_forget(m->store->image);
-}
-
 /* 0 when all is merged, 1 if stopped, -1 and *err. */
 static int merge_batches(struct merge *m, struct error *err)
 {
@@ -493,7 +486,7 @@ static int merge_batches(struct merge *m, struct error *err)
 		if (!m->left || m->stop || !time_left(m))
 			return m->left != 0;
 		m->goal = engine_next_batch(&m->engine, next_goal(m));
-		forget(m); /* while the workers go on */
+		image_forget(m->origin); /* while the workers go on */
 	}
 }
 
@@ -577,7 +570,8 @@ int copier_merge(struct cowstore *store, const struct image *origin,
 		goto out;
 	result = merge_batches(&m, err);
 	engine_close(&m.engine);
-	forget(&m);
+	image_forget(origin);
+	image_forget(store->image);
 out:
 	free(m.gone);
 	free(m.runs);

@@ -102,17 +102,6 @@ static void prefetch_origin(const struct worker *w)
 			       inside(w, origin, w->moves[i].from));
 }
 
-/* What is going to be compared with the origin is read once, not twice. */
-static int read_cow(const struct worker *w, void *buf, size_t len,
-		    uint64_t offset, struct error *err)
-{
-	const struct engine *e = w->engine;
-
-	if (e->options->verify)
-		return image_read(e->store->image, buf, len, offset, err);
-	return image_read_medium(e->store->image, buf, len, offset, err);
-}
-
 /*
  * Read the moves' data from the COW in the order in which it lies there, by few
  * large reads that include small gaps.
@@ -138,8 +127,8 @@ static int load_cow(struct worker *w, struct error *err)
 			mv[n++].data = w->buffer + used + len;
 			len += e->plan->unit;
 		} while (done + n < w->count);
-		if (read_cow(w, w->buffer + used, len, offset_of(w, mv->from),
-			     err))
+		if (image_read_medium(e->store->image, w->buffer + used, len,
+				      offset_of(w, mv->from), err))
 			return -1;
 		used += len;
 		done += n;
@@ -383,12 +372,12 @@ int transfer_deliver(struct worker *w, struct error *err)
 
 static bool compares(const struct engine *e)
 {
-	bool compares = e->options->skip_identical;
+	bool does = e->options->skip_identical;
 
 	for (unsigned int i = 0; i < e->pass_count; i++)
-		compares |= e->passes[i] == PASS_COMPARE ||
-			    e->passes[i] == PASS_COUNT;
-	return compares;
+		does |= e->passes[i] == PASS_COMPARE ||
+			e->passes[i] == PASS_COUNT;
+	return does;
 }
 
 size_t transfer_memory(const struct engine *e)
