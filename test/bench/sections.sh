@@ -58,34 +58,31 @@ files_once()
 	merge "$1/snapmerge --batch-size 4M" "$1" origin --batch-size 4M
 }
 
-# A half-size origin: the time goes into making and comparing it.
+# For scattered chunks half of the size will do: they have no bound.
 section_shared()
 {
-	local pattern mib=$((origin_mib / 2)) round
-
 	[[ $aside == xfs ]] || return 0
-	for pattern in runs scattered; do
-		say "XFS, $pattern: making the store"
-		make_store "xfs/$pattern" "$pattern" 8 $((chunks / 2)) "$mib"
-		make_origin "xfs/never" "$mib"
-		make_origin "xfs/auto" "$mib"
-		for ((round = 1; ; round++)); do
-			more $round "$(rounds_of $pattern)" 2 \
-				$((seconds * 82 / 100)) || break
-			say "XFS, $pattern: round $round"
-			merge "xfs/$pattern/copied" "xfs/$pattern" xfs/never \
-				--reflink=never
-			merge "xfs/$pattern/shared" "xfs/$pattern" xfs/auto \
-				--reflink=always
-		done
-		drop_store "xfs/$pattern"
-		rm -f xfs/never xfs/auto
-	done
+	shared_workload runs "$runs" "$chunks" "$origin_mib"
+	shared_workload scattered 2 $((chunks / 2)) $((origin_mib / 2))
 }
 
-rounds_of()
+# shared_workload PATTERN ROUNDS CHUNKS ORIGIN-MIB
+shared_workload()
 {
-	[[ $1 == runs ]] && echo "$runs" || echo 2
+	local dir=xfs/$1 round
+
+	say "XFS, $1: making the store"
+	make_store "$dir" "$1" 8 "$3" "$4"
+	make_origin xfs/never "$4"
+	make_origin xfs/auto "$4"
+	for ((round = 1; ; round++)); do
+		more $round "$2" 2 $((seconds * 82 / 100)) || break
+		say "XFS, $1: round $round"
+		merge "$dir/copied" "$dir" xfs/never --reflink=never
+		merge "$dir/shared" "$dir" xfs/auto --reflink=always
+	done
+	drop_store "$dir"
+	rm -f xfs/never xfs/auto
 }
 
 section_table()

@@ -18,7 +18,7 @@ make_xfs()
 		skip "XFS: needs root and mkfs.xfs"
 		return
 	fi
-	must fallocate --length $((origin_mib * 2))M xfs.image
+	must fallocate --length $((origin_mib * 3))M xfs.image
 	must mkfs.xfs -q -m reflink=1 xfs.image
 	attach xfs.image
 	mkdir xfs
