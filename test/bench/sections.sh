@@ -55,6 +55,7 @@ files_round()
 files_once()
 {
 	commit "$1" -d
+	plain_cp "$1"
 	merge "$1/snapmerge --batch-size 4M" "$1" origin --batch-size 4M
 }
 

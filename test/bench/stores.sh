@@ -190,15 +190,23 @@ clear_copy()
 		count="$(stat --format=%s "$1/cow")" conv=notrunc,fsync
 }
 
-# The plain synced copies. dd overwrites, as a merge does; cp makes a new file.
+# A plain synced copy to a new file.
+plain_cp()
+{
+	local dir=$1
+
+	# shellcheck disable=SC2016 # the inner shell's
+	plain "$dir/cp" "$dir" sh -c 'cp --reflink=never --sparse=never \
+		"$1" "$2" && sync "$2"' sh "$dir/cow" "$dir/copy"
+	rm -f "$dir/copy"
+}
+
+# Plain synced copies that overwrite, as a merge does.
 plain_copies()
 {
 	local dir=$1
 
-	rm -f "$dir/copy"
-	# shellcheck disable=SC2016 # the inner shell's
-	plain "$dir/cp" "$dir" sh -c 'cp --reflink=never --sparse=never \
-		"$1" "$2" && sync "$2"' sh "$dir/cow" "$dir/copy"
+	must fallocate --length "$(stat --format=%s "$dir/cow")" "$dir/copy"
 	clear_copy "$dir"
 	plain "$dir/dd direct" "$dir" dd if="$dir/cow" of="$dir/copy" bs=4M \
 		iflag=direct oflag=direct conv=notrunc,fsync

@@ -178,12 +178,12 @@ bound_plain()
 {
 	local best value=
 
-	best=$(fastest "$1/cp" "$1/dd direct" "$1/dd buffered")
+	best=$(fastest "$1/dd direct" "$1/dd buffered")
 	if [[ -n $best ]] && measured "$1/snapmerge"; then
 		value=$(thousandths "$(median "$1/snapmerge")" "$best")
 	fi
 	bound "$2: in the fastest plain copy" "$value" 1100 x \
-		"$(fewest "$1/snapmerge" "$1/cp")"
+		"$(fewest "$1/snapmerge" "$1/dd direct")"
 }
 
 # highest_peak batch|default: in thousandths of a MiB.
