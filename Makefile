@@ -157,7 +157,7 @@ check-kill: snapmerge build/mkstore
 
 #: check-crash     simulated power cuts: 10000 states or more of each store
 check-crash: build/crash $(FIXTURES)
-	$(call run,crash,build/crash $(or $(ARGS),--long) $(FIXTURES))
+	$(call run,crash,build/crash --long $(ARGS) $(FIXTURES))
 
 #: check-mutants   deliberate faults, each of which the tests must find
 check-mutants: check-tools
@@ -237,6 +237,6 @@ help:
 FORCE:
 
 .PHONY: all static install uninstall dist demo check check-units check-cli \
-	check-crash-slice check-kill check-crash check-mutants check-kernel check-fuzz check-s390x \
-	check-valgrind bench check-tools clean help FORCE $(UNITS:build/%=check-%)
+	check-crash-slice check-kill check-crash check-mutants check-kernel \
+	check-fuzz check-s390x check-valgrind bench check-tools clean help FORCE $(UNITS:build/%=check-%)
 .DELETE_ON_ERROR:

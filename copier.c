@@ -48,7 +48,8 @@
 
 /*
  * Workers wait for the disk, not for a processor: so many keep its queue full
- * with single chunks, too. Together they hold 32 MiB.
+ * with single chunks, too. Together they hold 32 MiB, and as much again where
+ * they compare.
  */
 #define MAX_WORKERS 64
 #define MIN_WORKERS 8
@@ -365,6 +366,7 @@ static int commit(struct merge *m, struct error *err)
 	    cowstore_clear(m->store, m->goal, &m->record, err) || /* M2 */
 	    image_sync(m->store->image, err))			  /* M6 */
 		return -1;
+	image_forget(m->origin);
 	return 0;
 }
 
@@ -486,7 +488,6 @@ static int merge_batches(struct merge *m, struct error *err)
 		if (!m->left || m->stop || !time_left(m))
 			return m->left != 0;
 		m->goal = engine_next_batch(&m->engine, next_goal(m));
-		image_forget(m->origin); /* while the workers go on */
 	}
 }
 
@@ -570,7 +571,6 @@ int copier_merge(struct cowstore *store, const struct image *origin,
 		goto out;
 	result = merge_batches(&m, err);
 	engine_close(&m.engine);
-	image_forget(origin);
 	image_forget(store->image);
 out:
 	free(m.gone);

@@ -90,7 +90,7 @@ typedef bool copier_tick(void *context, const struct copier_progress *progress);
  * Merge store, verified against origin, as planned; both are open for writing.
  * With undo (or NULL), which was matched, the origin's old contents are saved
  * durably before they are overwritten. All memory is allocated and all threads
- * are started before the first write.
+ * are started, or as many as can be had, before the first write.
  *
  * 0 when the table is empty; 1 after the last commit when tick asked to stop
  * or the deadline has come; -1 and *err. In each case *progress is true, what

@@ -79,8 +79,9 @@ struct engine {
 
 /*
  * Set up *e, whose first group of members and passes are set: buffers, and
- * workers that wait for the first turn, the batch [goal, left). Nothing is
- * written yet. 0, or -1 and *err; engine_close() is due only after 0.
+ * workers, as many of the planned ones as can be had, that wait for the first
+ * turn, the batch [goal, left). Nothing is written yet. 0, or -1 and *err;
+ * engine_close() is due only after 0.
  */
 int engine_open(struct engine *e, uint64_t left, uint64_t goal,
 		struct error *err);

@@ -335,7 +335,7 @@ int image_read(const struct image *img, void *buf, size_t len, uint64_t offset,
 	return 0;
 }
 
-/* Drop what the range touches; of a page that it shares, all. */
+/* Drop what the range touches; of a page that it shares, all. Up to 64 KiB. */
 static void forget_range(const struct image *img, uint64_t offset, uint64_t len)
 {
 	const uint64_t largest_page = UINT64_C(1) << 16;

@@ -664,7 +664,8 @@ static void say_advice(struct report *r, const struct error *err,
 		       const struct copier_progress *p)
 {
 	if (p->committed && p->committed == p->exceptions)
-		say(r, "all chunks are committed; the origin is merged");
+		say(r, "all chunks are committed; the origin is merged and "
+		       "may be used");
 	else if (p->touched || p->committed)
 		say_half_merged(r, p,
 				"run the same command again once the cause is "

@@ -7,8 +7,8 @@
  * snapshot must read right, and the merge, run again, must finish; some of
  * these runs meet a power cut too.
  *
- *   crash [--states N] [--seed S] [--long] [--replay STORE/ENGINE/STATE]
- *         [DIRECTORY...]
+ *   crash [--states N] [--seed S] [--long] [--store NAME]
+ *         [--replay STORE/ENGINE/STATE] [DIRECTORY...]
  *
  * N states of each store and engine. A directory holds origin.before, cow and
  * origin.merged, as a kernel has made them. The same seed makes the same
@@ -116,6 +116,7 @@ static struct {
 static struct {
 	uint64_t seed;
 	unsigned int states; /* of each store and engine; 0: LONG_STATES */
+	const char *store;   /* this one alone, or NULL */
 	char replay_store[64];
 	unsigned int replay_engine, replay_state;
 	bool replay;
@@ -257,6 +258,8 @@ static void copy_extents(const struct store *s, struct disk *to,
 static int run(const struct store *s, const struct engine *engine,
 	       struct pair *p)
 {
+	int result;
+
 	*p = (struct pair){
 		.origin = arena.paths[ORIGIN],
 		.cow = arena.paths[COW],
@@ -266,12 +269,16 @@ static int run(const struct store *s, const struct engine *engine,
 	};
 	if (engine->undo)
 		p->undo = arena.paths[UNDO];
+	p->options.reflink = REFLINK_NEVER; /* unless the engine says so */
 	p->options.verify = engine->verify;
 	p->options.skip_identical = engine->skip;
 	p->options.discard = engine->discard;
 	p->options.batch_size = engine->batch ? engine->batch * s->chunk
 					      : s->initial[COW].size + s->chunk;
-	return pair_merge(p);
+	result = pair_merge(p);
+	if (p->plan.workers && p->plan.clone != engine->clone)
+		die("%s: not the engine that was asked for", engine->name);
+	return result;
 }
 
 static int run_recorded(const struct store *s, const struct engine *engine,
@@ -745,6 +752,13 @@ static void tell(const char *name, const struct counts *counts)
 	fflush(stdout);
 }
 
+static bool is_wanted(const struct store *s)
+{
+	if (options.store)
+		return !strcmp(options.store, s->name);
+	return !options.replay || !strcmp(options.replay_store, s->name);
+}
+
 static void try_store(struct store *s)
 {
 	uint64_t states = options.states;
@@ -754,7 +768,7 @@ static void try_store(struct store *s)
 	sum = (struct counts){ 0 };
 	if (!states)
 		states = (LONG_STATES + ENGINES - 1) / ENGINES;
-	if (!options.replay || !strcmp(options.replay_store, s->name)) {
+	if (is_wanted(s)) {
 		for (size_t i = 0; i < ENGINES; i++) {
 			struct counts before = sum;
 
@@ -902,6 +916,8 @@ static int parse(int argc, char **argv)
 			options.states = (unsigned int)number(argv[++i]);
 		else if (!strcmp(argv[i], "--seed"))
 			options.seed = number(argv[++i]);
+		else if (!strcmp(argv[i], "--store") && argv[i + 1])
+			options.store = argv[++i];
 		else if (!strcmp(argv[i], "--replay"))
 			parse_replay(argv[++i]);
 		else

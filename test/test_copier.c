@@ -1238,6 +1238,21 @@ START_TEST(one_worker_is_enough)
 }
 END_TEST
 
+START_TEST(more_workers_than_slices_agree)
+{
+	static const int direct[] = { -1, 1 };
+
+	for (size_t i = 0; i < 2; i++) {
+		make_wide_store(BUILDER_SHUFFLED);
+		job.pair.options.batch_size = MIB;
+		job.pair.direct = direct[i];
+		job.pair.workers = 64;
+		merge_ok();
+		check_everything();
+	}
+}
+END_TEST
+
 static unsigned int count_of(enum trace_call call, int file)
 {
 	unsigned int count = 0;
@@ -1962,6 +1977,7 @@ static void add_engines(Suite *suite)
 
 	tcase_add_test(tc, short_runs_go_through_the_page_cache);
 	tcase_add_test(tc, one_worker_is_enough);
+	tcase_add_test(tc, more_workers_than_slices_agree);
 	tcase_add_test(tc, blocks_that_cannot_be_shared_are_refused_on_demand);
 	/* These hold also where the file system refuses direct writes. */
 	tcase_add_test(tc, direct_writes_of_any_alignment_arrive);

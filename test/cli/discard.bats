@@ -48,7 +48,7 @@ same_table() {
 		"$SNAPMERGE" --origin origin --cow cow --discard
 	[[ ${stderr_lines[0]} == "snapmerge: cow: cannot discard "*": Input/output error" ]]
 	[ "${stderr_lines[1]}" = \
-		"snapmerge: all chunks are committed; the origin is merged" ]
+		"snapmerge: all chunks are committed; the origin is merged and may be used" ]
 	cmp origin merged
 	run -0 merge
 	[ "$output" = "snapmerge: nothing left to merge" ]

@@ -63,6 +63,14 @@ four_gib() {
 	below 96
 }
 
+# Twice the buffers: what is compared is held beside what it is compared with.
+@test "comparing takes less than 96 MiB, too" {
+	room 1
+	store --origin-size 256M --count 40000 --pattern shuffled
+	below 96 --verify --skip-identical --undo undo
+	cmp origin merged
+}
+
 @test "a batch size of 4 MiB takes less than 24 MiB" {
 	room 1
 	store --origin-size 64M --count 8000 --pattern shuffled
