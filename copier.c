@@ -53,7 +53,7 @@
  */
 #define MAX_WORKERS 64
 #define MIN_WORKERS 8
-#define MAX_BUFFER  (512 * KIB)
+#define ALL_BUFFERS (32 * MIB)
 #define MIN_BUFFER  (64 * KIB)
 
 /* From this mean length of runs on, the page cache is in the way. */
@@ -105,7 +105,7 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 		struct error *err)
 {
 	uint64_t batch = default_batch(origin, options);
-	uint64_t chunk = store->chunk_size, buffer = MAX_BUFFER;
+	uint64_t chunk = store->chunk_size, most = MAX_WORKERS, buffer;
 	uint64_t under_way = batch; /* bytes that are at once, at most */
 	int sys = EOPNOTSUPP;
 
@@ -116,7 +116,10 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 				 "cannot share blocks with the COW");
 	if (options->rate_limit)
 		under_way = at_most(under_way, options->rate_limit);
-	while (buffer > MIN_BUFFER && buffer > under_way / MAX_WORKERS)
+	if (!sys) /* clones take turns, and long slices leave runs whole */
+		most = MIN_WORKERS;
+	buffer = ALL_BUFFERS / most;
+	while (buffer > MIN_BUFFER && buffer > under_way / most)
 		buffer /= 2;
 	under_way = at_most(under_way, store->exceptions * chunk);
 	plan->buffer = (size_t)buffer;
@@ -125,7 +128,7 @@ int copier_plan(const struct cowstore *store, const struct image *origin,
 	plan->batches = store->exceptions / plan->batch_chunks +
 			(store->exceptions % plan->batch_chunks != 0);
 	plan->workers = (unsigned int)at_least(
-		at_most(under_way / buffer, MAX_WORKERS), MIN_WORKERS);
+		at_most(under_way / buffer, most), MIN_WORKERS);
 	plan->clone = !sys;
 	plan->direct = store->origin_runs &&
 		       store->exceptions / store->origin_runs >=
