@@ -66,7 +66,7 @@ four_gib() {
 # Twice the buffers: what is compared is held beside what it is compared with.
 @test "comparing takes less than 96 MiB, too" {
 	room 1
-	store --origin-size 256M --count 40000 --pattern shuffled
+	store --origin-size 128M --count 20000 --pattern shuffled
 	below 96 --verify --skip-identical --undo undo
 	cmp origin merged
 }
