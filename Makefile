@@ -238,5 +238,6 @@ FORCE:
 
 .PHONY: all static install uninstall dist demo check check-units check-cli \
 	check-crash-slice check-kill check-crash check-mutants check-kernel \
-	check-fuzz check-s390x check-valgrind bench check-tools clean help FORCE $(UNITS:build/%=check-%)
+	check-fuzz check-s390x check-valgrind bench check-tools clean help \
+	FORCE $(UNITS:build/%=check-%)
 .DELETE_ON_ERROR:
