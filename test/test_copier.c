@@ -1800,6 +1800,15 @@ START_TEST(failed_sync_is_not_tried_again)
 }
 END_TEST
 
+/* Not even a write that changed nothing. */
+static void check_nothing_written(void)
+{
+	ck_assert(!job.pair.progress.touched);
+	for (size_t k = 0; k < trace_count(); k++)
+		must(!trace_changes(trace_event(k)), "a write");
+	check_untouched();
+}
+
 /* M4 */
 START_TEST(without_memory_nothing_is_written)
 {
@@ -1820,13 +1829,7 @@ START_TEST(without_memory_nothing_is_written)
 		ck_assert_int_eq(job.result, -1);
 		ck_assert_int_eq(job.pair.error.sys, ENOMEM);
 		ck_assert_int_eq(job.pair.error.kind, ERROR_SYSTEM);
-		ck_assert(!job.pair.progress.touched);
-		for (size_t k = 0; k < trace_count(); k++) {
-			const struct trace_event *event = trace_event(k);
-
-			must(!trace_changes(event), "a write without memory");
-		}
-		check_untouched();
+		check_nothing_written();
 		check_rerun();
 	}
 }
@@ -1849,13 +1852,7 @@ START_TEST(without_threads_nothing_is_written)
 	ck_assert(merge_with_threads(0));
 	ck_assert_int_eq(job.result, -1);
 	ck_assert_int_eq(job.pair.error.sys, EAGAIN);
-	ck_assert(!job.pair.progress.touched);
-	for (size_t k = 0; k < trace_count(); k++) {
-		const struct trace_event *event = trace_event(k);
-
-		must(!trace_changes(event), "a write without threads");
-	}
-	check_untouched();
+	check_nothing_written();
 	check_rerun();
 }
 END_TEST
